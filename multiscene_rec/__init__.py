@@ -1,1 +1,70 @@
+"""Learn, teach and use multi-scenario recommendation.
+
+`import multiscene_rec` loads no other module. Each public name below is looked up in its own module at
+first use, so that a reader who only needs `multiscene_rec.auc` does not wait for the data and the models.
+This file is the only hand-written module; all others are exported from the notebook of their name.
+"""
 __version__ = "0.1.0"
+
+import importlib
+from typing import TYPE_CHECKING
+
+# Module -> the names that `multiscene_rec` itself shows. The order is that of the notebooks.
+_MODULES = {
+    "article": ("preprocess_data", "build_feature_extractor", "build_scenario_fuser", "build_interest_predictor",
+                "train_model", "predict_interests"),
+    "core": ("set_seed", "pick_device", "check_shape"),
+    "data": ("toy_mall", "Mall", "load_coupons", "load_movielens_100k", "read_log", "Schema", "Batch"),
+    "preprocess": ("clean", "dedupe", "MinMax", "StandardScore", "Vocabulary", "time_split", "group_split",
+                   "Preprocessor", "Spec"),
+    "extractor": ("ReLUExtractor", "FieldEmbedding", "relu_backward"),
+    "fusion": ("ScenarioAttention", "MeanFusion", "ConcatFusion", "OwnScenario", "softmax_jacobian"),
+    "predictor": ("InterestPredictor", "bce_with_logits", "calibration_table", "observable_ceiling"),
+    "metrics": ("accuracy", "log_loss", "auc", "gauc", "precision_at_k", "recall_at_k", "hit_rate_at_k", "mrr",
+                "ndcg_at_k", "catalogue_coverage", "user_coverage", "novelty", "intra_list_diversity", "report",
+                "bootstrap_interval"),
+    "model": ("InterestModel",),
+    "train": ("fit", "predict", "History"),
+    "rank": ("top_k", "mmr", "recommend"),
+    "coupons": (),
+    "cli": (),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = ["__version__", *_MODULES, *_HOME]
+
+
+def __getattr__(name):
+    "Import the module `name`, or the module that holds it, at first use."
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    "The public names, whether their modules are loaded yet or not."
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
+    from . import (article, cli, core, coupons, data, extractor, fusion, metrics, model, predictor, preprocess, rank,
+                   train)
+    from .article import (build_feature_extractor, build_interest_predictor, build_scenario_fuser, predict_interests,
+                          preprocess_data, train_model)
+    from .core import check_shape, pick_device, set_seed
+    from .data import Batch, Mall, Schema, load_coupons, load_movielens_100k, read_log, toy_mall
+    from .extractor import FieldEmbedding, ReLUExtractor, relu_backward
+    from .fusion import ConcatFusion, MeanFusion, OwnScenario, ScenarioAttention, softmax_jacobian
+    from .metrics import (accuracy, auc, bootstrap_interval, catalogue_coverage, gauc, hit_rate_at_k,
+                          intra_list_diversity, log_loss, mrr, ndcg_at_k, novelty, precision_at_k, recall_at_k, report,
+                          user_coverage)
+    from .model import InterestModel
+    from .predictor import InterestPredictor, bce_with_logits, calibration_table, observable_ceiling
+    from .preprocess import (MinMax, Preprocessor, Spec, StandardScore, Vocabulary, clean, dedupe, group_split,
+                             time_split)
+    from .rank import mmr, recommend, top_k
+    from .train import History, fit, predict
