@@ -1,0 +1,1 @@
+"What builds the site and README.md from the notebooks, and runs them. Not part of the package."

@@ -1,0 +1,102 @@
+"""Run notebooks from top to bottom as nbdev does (its directives and flags), each in a process of its own.
+
+    python -m tools.run_notebooks                     all, two at a time
+    python -m tools.run_notebooks 05_fusion           one
+    python -m tools.run_notebooks --flags "slow gpu"  with the cells that are skipped otherwise
+
+`make test` runs the same through pytest.
+"""
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools import notebooks
+
+TIMEOUT = 180   # seconds for one notebook; the aim is 60
+SLOW_TIMEOUT = 3600
+COUPONS = "in-vehicle-coupon"
+
+_CHILD = """
+import sys
+from pathlib import Path
+from nbdev.test import test_nb
+path, skip, force, root = sys.argv[1:]
+passed, seconds = test_nb(Path(path), skip.split(), force.split(), basepath=root)
+sys.exit(0 if passed else 1)
+"""
+
+
+def have_coupons():
+    "Whether $MULTISCENE_DATA holds the coupon file."
+    folder = os.environ.get("MULTISCENE_DATA")
+    return bool(folder) and any((Path(folder)/COUPONS).glob("*.csv*"))
+
+
+def have_cuda():
+    "Whether PyTorch sees an NVIDIA GPU."
+    import torch
+    return torch.cuda.is_available()
+
+
+def default_flags(slow=False):
+    "The flags of settings.ini's tst_flags that this machine can honour; slow only when asked for."
+    return [name for name, on in (("slow", slow), ("gpu", have_cuda()), ("coupons", have_coupons())) if on]
+
+
+def run(path, flags=(), timeout=None):
+    "Run one notebook; return (passed, seconds, what it printed)."
+    timeout = timeout or (SLOW_TIMEOUT if "slow" in flags else TIMEOUT)
+    skip = notebooks.settings()["tst_flags"]
+    command = [sys.executable, "-c", _CHILD, str(Path(path).absolute()), skip, " ".join(flags), str(notebooks.ROOT)]
+    start = time.monotonic()
+    # Into a file, not a pipe: a grandchild that keeps a pipe open would keep us waiting past the time-out.
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(command, cwd=notebooks.NBS, env=notebooks.child_env(), stdin=subprocess.DEVNULL,
+                                 stdout=said, stderr=subprocess.STDOUT, start_new_session=os.name == "posix")
+        try:
+            passed, note = child.wait(timeout) == 0, ""
+        except subprocess.TimeoutExpired:
+            passed, note = False, f"\n{Path(path).name}: stopped after {timeout} s"
+            _stop(child)
+        seconds = time.monotonic() - start
+        said.seek(0)
+        return passed, seconds, said.read().decode("utf-8", "replace") + note
+
+
+def _stop(child):
+    "End a child and what it started."
+    if os.name == "posix": os.killpg(child.pid, signal.SIGKILL)
+    else: child.kill()
+    child.wait()
+
+
+def main():
+    "The command line."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="names or paths of notebooks, e.g. 05_fusion; default all")
+    parser.add_argument("--flags", help="flags of cells to run as well; default: what this machine has (gpu, coupons)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout", type=int, help=f"seconds for one notebook; default {TIMEOUT}, with slow {SLOW_TIMEOUT}")
+    args = parser.parse_args()
+    flags = default_flags() if args.flags is None else args.flags.split()
+    found = notebooks.paths() if not args.names else [notebooks.NBS/f"{Path(name).stem}.ipynb" for name in args.names]
+    if missing := [path.name for path in found if not path.exists()]:
+        sys.exit(f"no such notebook: {', '.join(missing)}")
+    failed = []
+    with ThreadPoolExecutor(args.workers) as pool:
+        for path, (passed, seconds, said) in zip(found, pool.map(lambda p: run(p, flags, args.timeout), found)):
+            print(f"{'ok  ' if passed else 'FAIL'} {seconds:6.1f} s  {path.name}", flush=True)
+            if not passed:
+                failed.append(path.name)
+                print(said)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
