@@ -32,7 +32,8 @@ def pytest_configure(config):
                  "gpu: needs an NVIDIA GPU",
                  "coupons: needs the coupon file in $MULTISCENE_DATA",
                  "formula(tag): computes the numbered formula another way",
-                 "notebook: runs a whole notebook"):
+                 "notebook: runs a whole notebook",
+                 "swap: runs the tests of one notebook's formulas with a wrong symbol"):
         config.addinivalue_line("markers", line)
 
 
@@ -43,11 +44,11 @@ def pytest_collection_modifyitems(config, items):
                f"needs {run_notebooks.COUPONS}/*.csv in the folder that $MULTISCENE_DATA names"}
     for item in items:
         for mark, reason in missing.items():
-            if reason and mark in item.keywords: item.add_marker(pytest.mark.skip(reason=reason))
+            if reason and item.get_closest_marker(mark): item.add_marker(pytest.mark.skip(reason=reason))
     # The long ones first, so that no worker is left with one at the end. With two workers in mind, every
     # second one: worksteal gives each worker one half of the list.
-    long = [item for item in items if "notebook" in item.keywords or "swap" in item.keywords]
-    rest = [item for item in items if item not in long]
+    long = [item for item in items if item.get_closest_marker("notebook") or item.get_closest_marker("swap")]
+    rest = [item for item in items if not (item.get_closest_marker("notebook") or item.get_closest_marker("swap"))]
     half = len(items)//2
     items[:] = long[::2] + rest[:half - len(long[::2])] + long[1::2] + rest[half - len(long[::2]):]
 
