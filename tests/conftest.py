@@ -54,11 +54,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    rows = []
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            rows += [value for key, value in getattr(report, "user_properties", ()) if key == "notebook"
-                     and report.when == "call"]
+    said = [pair for reports in terminalreporter.stats.values() for report in reports
+            if getattr(report, "when", "") == "call" for pair in report.user_properties]
+    for alone, everything in [value for key, value in said if key == "import_ms"]:
+        terminalreporter.write_line(f"import multiscene_rec: {alone:.1f} ms beyond torch, numpy and pandas; "
+                                    f"all its modules: {everything:.0f} ms")
+    rows = [value for key, value in said if key == "notebook"]
     if rows:
         terminalreporter.section("seconds per notebook")
         for name, seconds in sorted(rows): terminalreporter.write_line(f"{seconds:7.1f} s  {name}")

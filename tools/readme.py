@@ -77,7 +77,12 @@ def render(path=INDEX):
     cells[0].source = f"{first}\n\n{badges(notebooks.settings())}"
     nb.cells = cells
     plain = nb2dict(nb)
-    for cell in plain["cells"]: cell.pop("directives_", None)
+    for cell in plain["cells"]:  # nbdev's filters and nb2dict leave lists of lines where nbconvert wants one string
+        cell["source"] = "".join(cell["source"])
+        for out in cell.get("outputs", ()):
+            if "text" in out: out["text"] = "".join(out["text"])
+            for kind, data in out.get("data", {}).items():
+                if isinstance(data, list): out["data"][kind] = "".join(data)
     plain["metadata"] = {"language_info": {"name": "python"}}
     config = Config({"NbConvertBase": {"display_data_priority": ["text/markdown", "text/plain"]}})
     text, _ = MarkdownExporter(config=config).from_notebook_node(from_dict(plain))
