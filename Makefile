@@ -27,13 +27,13 @@ $(VENV)/.ready: setup.py settings.ini constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "\"$(PYTHON)\" cannot make environments: its venv module is missing."; \
 	  echo "On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
-	@echo "Setting up $(VENV): a few minutes and about 1.5 GB, once."
+	@echo "Setting up $(VENV): a few minutes and about 2 GB, once."
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@if [ -n "$(TORCH_INDEX)" ]; then \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --timeout 20 --retries 1 --no-deps \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --timeout 20 --retries 1 --no-compile --no-deps \
 	    --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints.txt)" \
 	  || echo "No CPU build of PyTorch from $(TORCH_INDEX): taking the default one."; fi
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "Ready: $$($(BIN)/python -c 'import torch; print("PyTorch", torch.__version__)') in $(VENV)."
 

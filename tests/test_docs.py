@@ -29,7 +29,10 @@ def is_property(node):
 
 
 def parameters(function, method):
-    "(name, last line) of each parameter, its default included; a method's self or cls left out."
+    """(name, last line) of each parameter, its default included; a method's self or cls left out.
+
+    A parameter of the command says what it is by the `help=` that the shell prints.
+    """
     a = function.args
     plain = a.posonlyargs + a.args
     defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
@@ -37,7 +40,7 @@ def parameters(function, method):
     static = any(getattr(d, "id", "") == "staticmethod" for d in function.decorator_list)
     return [(arg.arg, (default or arg).end_lineno) for i, (arg, default) in
             enumerate(sorted(found, key=lambda pair: pair[0].lineno*1000 + pair[0].col_offset))
-            if not (method and not static and i == 0)]
+            if not (method and not static and i == 0) and not (arg.annotation and "help=" in ast.unparse(arg.annotation))]
 
 
 def complaints(source, name="planted"):
@@ -130,6 +133,10 @@ def test_what_is_missing_is_found(old, new, says):
     assert old in GOOD
     found = complaints(GOOD.replace(old, new))
     assert any(says in line for line in found), found
+
+
+def test_help_on_the_command_line_counts_as_a_comment():
+    assert complaints(GOOD.replace("    x: int, # A number", '    x: Annotated[int, Option(help="a number")],')) == []
 
 
 def test_the_modules_are_seen():

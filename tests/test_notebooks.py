@@ -186,7 +186,7 @@ def outputs_are_clean(nb):
             where = first_line(cell)
             if kind in ("error", "stderr"): yield f"{kind} in the outputs of {where}"
             if "widget" in kind or "javascript" in kind: yield f"{kind} in the outputs of {where}"
-            if kind.startswith("image/"): continue
+            if kind.startswith("image/") or not isinstance(text, str): continue
             if "Traceback (most recent call last)" in text: yield f"a traceback in the outputs of {where}"
             if "\x1b[" in text: yield f"terminal colours in the outputs of {where}"
             if path := re.search(r"(?<![\w.])/(work|home|root|tmp|Users)/\S*", text): yield f"a path of this machine ({path[0]}) in the outputs of {where}"
