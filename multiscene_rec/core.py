@@ -27,10 +27,10 @@ def set_seed(
     np.random.seed(int(seed))
     torch.manual_seed(int(seed))
 
-# %% ../nbs/01_core.ipynb #08306d60
+# %% ../nbs/01_core.ipynb #549a5a56
 def pick_device(
     prefer: str = "auto", # "auto" takes cuda, else mps, else cpu; or name one: "cpu", "cuda", "cuda:1", "mps"
-) -> torch.device: # The device to pass on to `.to(device)`
+) -> torch.device: # The device to pass on to .to()
     """Pick the device to compute on; a named device that is absent is an error, never a silent fallback.
 
     Raises: `ValueError` for a name that is no device, `RuntimeError` for a device this machine lacks.
