@@ -237,6 +237,34 @@ def test_diagrams_are_turned_for_quarto_by_nbdev_itself(tmp_path):
     assert "```{mermaid}\ngraph LR" in text and "```python\nmermaid = 1" in text and "```mermaid" not in text
 
 
+PROCESS = """
+import nbdev.quarto, nbdev.serve
+if __name__ == "__main__":
+    nbdev.quarto.refresh_quarto_yml()
+    nbdev.serve.proc_nbs(n_workers=2, force=True)
+"""
+
+
+def test_every_page_goes_through_the_stage_before_quarto(tmp_path):
+    "All of the site's making but Quarto's own part."
+    folder = project(tmp_path/"project")
+    shutil.copytree(PACKAGE, folder/CFG["lib_name"], dirs_exist_ok=True)
+    (folder/"process.py").write_text(PROCESS)
+    done = subprocess.run([sys.executable, "process.py"], cwd=folder, env=notebooks.child_env(), capture_output=True, text=True, encoding="utf-8", timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Found cells containing imports and other code" not in done.stdout + done.stderr
+    assert {p.name for p in (folder/"_proc").glob("*.ipynb")} == {p.name for p in notebooks.paths()}
+    for path in sorted((folder/"_proc").glob("*.ipynb")):
+        cells = notebooks.read(path)["cells"]
+        assert cells[0]["cell_type"] == "raw" and "title:" in cells[0]["source"], f"{path.name} has lost its title"
+        text = "\n".join(c["source"] for c in cells)
+        assert not re.search(r"^#\|\s*(export|exports|hide|default_exp|slow|gpu|coupons)\b", text, flags=re.M), f"{path.name}: a directive is left"
+        assert "```mermaid" not in text, f"{path.name}: a diagram is not turned"
+        for cell in cells:
+            if cell["source"].endswith(")") and re.search(r"^show_doc\(", cell["source"], flags=re.M):
+                assert cell["outputs"], f"{path.name}: {cell['source'].splitlines()[-1]} shows nothing"
+
+
 def test_pages_that_would_load_from_another_host_are_found():
     from tools import site
     bad = '<script src="https://cdn.example.org/x.js"></script><link rel="stylesheet" href="//fonts.example.com/a.css"><img src="http://pix.example.net/1.png">'
