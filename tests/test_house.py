@@ -365,7 +365,7 @@ def test_the_oldest_row_asks_for_the_lower_bounds():
     assert bounds.oldest(dict(requirements="torch>=2.6 numpy>=1.26 typer>=0.16,<1")) == ["torch==2.6.*", "numpy==1.26.*", "typer==0.16.*"]
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.skipif(shutil.which("make") is None or sys.platform == "win32", reason="needs make and a Unix shell")
 def test_make_lists_its_targets_and_says_what_is_wrong(tmp_path):
     make = lambda *args: subprocess.run(["make", *args], cwd=tmp_path, capture_output=True, text=True, env=notebooks.child_env(), timeout=60)
     for name in ("Makefile", "settings.ini", "setup.py", "constraints.txt"): shutil.copy(ROOT/name, tmp_path)
