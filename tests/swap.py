@@ -116,6 +116,7 @@ class Swapped:
     def __init__(self, package, symbol):
         self.shift = Shift()
         self.owner, self.name, self.old = resolve(package, symbol)
+        self.inherited = self.name not in vars(self.owner)
         kind, old = type(self.old), self.old
         if isinstance(old, (staticmethod, classmethod)): self.new = kind(wrong(old.__func__, self.shift))
         elif isinstance(old, property): self.new = property(wrong(old.fget, self.shift), old.fset)
@@ -141,6 +142,7 @@ class Swapped:
 
     def __exit__(self, *_):
         self._replace(self.new, self.old)
+        if self.inherited: delattr(self.owner, self.name)
 
 
 class Plugin:

@@ -37,19 +37,27 @@ def formulas_in(doc):
     return {tag for text in found for tag in re.findall(r"\((\d+\.\d+)\)", text)}
 
 
+def methods(class_, classes):
+    "Method -> the formulas that its docstring names, those inherited from classes of the same module included."
+    out = {}
+    for base in class_.bases:
+        if getattr(base, "id", None) in classes: out |= methods(classes[base.id], classes)
+    return out | {part.name: formulas_in(ast.get_docstring(part)) for part in class_.body if isinstance(part, ast.FunctionDef)}
+
+
 def documented(folder):
     "Symbol (module.name or module.Class.method) -> the formulas that its docstring names; public symbols only."
     out = {}
     for path in sorted(Path(folder).glob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         public = {e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for e in n.value.elts}
+        classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
         for node in tree.body:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
             symbol = f"{path.stem}.{node.name}"
             out[symbol] = formulas_in(ast.get_docstring(node))
             if isinstance(node, ast.ClassDef):
-                for part in node.body:
-                    if isinstance(part, ast.FunctionDef): out[f"{symbol}.{part.name}"] = formulas_in(ast.get_docstring(part))
+                out |= {f"{symbol}.{name}": found for name, found in methods(node, classes).items()}
     return out
 
 
@@ -146,12 +154,13 @@ class Frozen:
 def make():
     "Formula: (1.4)"
     return Frozen(2.)
-class Half:
-    "Formula: (1.5)"
+class _Base:
     @property
     def value(self):
         "A half."
         return .5
+class Half(_Base):
+    "Formula: (1.5)"
 def stray():
     "Formula: (9.9)"
     return "no number"
