@@ -1,0 +1,429 @@
+"Second opinions on lists: sorting, plain loops, every ordered list tried."
+import dataclasses
+import itertools
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiscene_rec import data, model, preprocess, rank, train
+
+formula = pytest.mark.formula
+scores = st.lists(st.integers(-4, 4), min_size=1, max_size=25)  # many ties
+
+
+@st.composite
+def shops(draw, most=9):
+    "(score, vectors) of a few items; small whole numbers, so that there are twins, opposites and vectors of zeros."
+    n, m = draw(st.integers(1, most)), draw(st.integers(1, 3))
+    score = draw(st.lists(st.integers(0, 8), min_size=n, max_size=n))
+    vectors = draw(st.lists(st.lists(st.integers(-2, 2), min_size=m, max_size=m), min_size=n, max_size=n))
+    return [s/8 for s in score], vectors
+
+
+def cos(a, b):
+    "Cosine by the book; 0 where a vector has no direction."
+    la, lb = math.hypot(*a), math.hypot(*b)
+    return sum(x*y for x, y in zip(a, b))/(la*lb) if la and lb else 0.
+
+
+def gain(i, before, score, vectors, lam):
+    "What item i adds to a list."
+    return (1 - lam)*score[i] - lam*max((cos(vectors[i], vectors[j]) for j in before), default=0.)
+
+
+# ---------------------------------------------------------------- top_k
+
+@formula("10.1")
+@given(scores, st.integers(1, 30))
+def test_top_k_by_counting_who_stands_before(score, k):
+    place = [1 + sum(b > a for b in score) + sum(b == a for b in score[:i]) for i, a in enumerate(score)]
+    assert sorted(place) == list(range(1, len(score) + 1))
+    expected = [i for _, i in sorted((p, i) for i, p in enumerate(place) if p <= k)]
+    found = rank.top_k(np.array(score), k)
+    assert found.dtype == np.int64 and found.tolist() == expected
+
+
+@given(st.lists(st.floats(allow_nan=False), max_size=30), st.integers(1, 40))
+def test_top_k_by_pythons_stable_sort(score, k):
+    assert rank.top_k(score, k).tolist() == sorted(range(len(score)), key=lambda i: -score[i])[:k]
+
+
+@given(scores, st.integers(1, 20), st.integers(1, 20))
+def test_a_short_list_is_the_start_of_a_long_one(score, a, b):
+    short, long = sorted((a, b))
+    assert rank.top_k(score, short).tolist() == rank.top_k(score, long)[:short].tolist()
+
+
+@given(scores, st.integers(1, 20))
+def test_an_increasing_function_changes_nothing(score, k):
+    x = np.array(score, dtype=float)
+    for f in (lambda x: 1/(1 + np.exp(-x)), np.exp, lambda x: 3*x - 7, np.cbrt):
+        np.testing.assert_array_equal(rank.top_k(f(x), k), rank.top_k(x, k))
+    np.testing.assert_array_equal(rank.top_k(torch.tensor(x).sigmoid(), k), rank.top_k(x, k))
+
+
+def test_top_k_of_other_arrays():
+    x = np.arange(6.)
+    assert rank.top_k(x[::-1], 2).tolist() == [0, 1]  # negative stride
+    assert rank.top_k(torch.arange(6., dtype=torch.bfloat16, requires_grad=True), 2).tolist() == [5, 4]
+    assert rank.top_k(pd.Series(x, index=list("abcdef")), 2).tolist() == [5, 4]
+    assert rank.top_k([], 3).tolist() == [] and rank.top_k([-np.inf, np.inf, 0], 3).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, "3", None])
+def test_k_must_be_a_whole_number(k):
+    with pytest.raises(ValueError, match="k must be a whole number of 1 or more"): rank.top_k([.1], k)
+    with pytest.raises(ValueError, match="k must be a whole number of 1 or more"): rank.mmr([.1], [[1.]], k, 0.)
+
+
+def test_top_k_errors():
+    with pytest.raises(ValueError, match="score of row 2 is nan"): rank.top_k([1, 2, np.nan], 1)
+    with pytest.raises(ValueError, match=r"one axis of scores, got shape \(2, 1\)"): rank.top_k([[1], [2]], 1)
+
+
+# ---------------------------------------------------------------- mmr and the value of a list
+
+@formula("10.2")
+@given(shops(), st.integers(1, 10), st.sampled_from([0, .1, .3, .5, .9, 1]))
+def test_each_pick_of_mmr_has_the_largest_gain(shop, k, lam):
+    score, vectors = shop
+    found = rank.mmr(score, vectors, k, lam).tolist()
+    assert len(set(found)) == len(found) == min(k, len(score))
+    for p, i in enumerate(found):
+        left = [j for j in range(len(score)) if j not in found[:p]]
+        gains = {j: gain(j, found[:p], score, vectors, lam) for j in left}
+        assert i in gains and gains[i] >= max(gains.values()) - 1e-12
+
+
+@formula("10.2")
+def test_mmr_by_hand():
+    score, kinds = [.9, .8, .6, .3], [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert rank.mmr(score, kinds, 3, .5).tolist() == [0, 2, 3]
+    assert rank.mmr(torch.tensor(score), torch.tensor(kinds).float(), 3, .1).tolist() == [0, 1, 2]
+
+
+@given(shops(most=20), st.integers(1, 25))
+def test_without_diversity_mmr_is_top_k(shop, k):
+    np.testing.assert_array_equal(rank.mmr(*shop, k, 0), rank.top_k(shop[0], k))
+
+
+@given(shops())
+def test_with_nothing_but_diversity_the_best_starts(shop):
+    assert rank.mmr(*shop, 1, 1).tolist() == rank.top_k(shop[0], 1).tolist()
+
+
+@given(shops(), st.integers(1, 5), st.sampled_from([.2, .7]))
+def test_lengths_and_a_common_shift_do_not_count(shop, k, lam):
+    score, vectors = np.array(shop[0]), np.array(shop[1], dtype=float)
+    found = rank.mmr(score, vectors, k, lam)
+    np.testing.assert_array_equal(rank.mmr(score, 4*vectors, k, lam), found)  # a power of two: the same bits
+    np.testing.assert_array_equal(rank.mmr(score, np.hstack([vectors, 0*vectors]), k, lam), found)
+
+
+def test_equal_items_come_in_order_of_score_then_position():
+    assert rank.mmr([.5, .7, .7, .5], np.ones((4, 2)), 4, 1).tolist() == [1, 2, 0, 3]
+    assert rank.mmr([.5, .5, .5], np.zeros((3, 2)), 3, .5).tolist() == [0, 1, 2]
+
+
+@formula("10.3")
+@given(shops(), st.sampled_from([0, .2, .5, 1]), st.randoms(use_true_random=False))
+def test_list_value_by_loops(shop, lam, r):
+    score, vectors = shop
+    pick = r.sample(range(len(score)), r.randint(1, len(score)))
+    slow = sum(gain(i, pick[:p], score, vectors, lam) for p, i in enumerate(pick))
+    assert rank.list_value(score, vectors, np.array(pick), lam) == pytest.approx(slow, abs=1e-9)
+
+
+@settings(max_examples=30)
+@given(shops(most=6), st.sampled_from([0, .3, .8]))
+def test_no_greedy_list_beats_every_list_and_without_diversity_none_beats_greedy(shop, lam):
+    score, vectors = shop
+    k = min(3, len(score))
+    best = max(rank.list_value(score, vectors, list(p), lam) for p in itertools.permutations(range(len(score)), k))
+    greedy = rank.list_value(score, vectors, rank.mmr(score, vectors, k, lam), lam)
+    assert greedy <= best + 1e-12
+    if lam == 0: assert greedy == pytest.approx(best, abs=1e-12)
+
+
+@pytest.mark.parametrize("function", [lambda *a: rank.mmr(*a[:2], 2, a[2]), lambda *a: rank.list_value(*a[:2], [0], a[2])])
+def test_errors_of_mmr_and_list_value(function):
+    v = np.eye(2)
+    for lam in (-.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="diversity runs from 0 to 1"): function([.1, .2], v, lam)
+    with pytest.raises(ValueError, match="row 1 is nan"): function([.1, math.nan], v, .5)
+    with pytest.raises(ValueError, match="row 0 is infinite"): function([math.inf, 0], v, .5)
+    with pytest.raises(ValueError, match="axis 'n': expected 2, got 1"): function([.1, .2], v[:1], .5)
+    with pytest.raises(ValueError, match="expected 2 axes"): function([.1, .2], [1., 2.], .5)
+    with pytest.raises(ValueError, match="vector of row 1 is not finite"): function([.1, .2], [[1, 0], [math.inf, 0]], .5)
+
+
+BAD_LISTS = [([], "not empty"), ([[0]], "one axis"), ([0.], "whole positions"), ([0, 2], "positions 0 to 2 for 2 items"),
+             ([-1], "positions -1 to -1"), ([1, 1], "stands in the list twice")]
+
+
+@pytest.mark.parametrize("pick, says", BAD_LISTS)
+def test_a_list_that_is_none(pick, says):
+    for function in (lambda: rank.list_value([.1, .2], np.eye(2), pick, .5), lambda: rank.best_share([.1, .2], pick), lambda: rank.true_ndcg([.1, .2], pick)):
+        with pytest.raises(ValueError, match=says): function()
+
+
+# ---------------------------------------------------------------- lists against lists, and against the truth
+
+@formula("10.4")
+@given(st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=4))
+def test_overlap_by_indicator_vectors(sets):
+    ones = np.array([[i in s for i in range(13)] for s in sets], dtype=float)
+    both = ones @ ones.T
+    expected = both/(ones.sum(1)[:, None] + ones.sum(1) - both)
+    found = rank.overlap({f"list {i}": sorted(s, reverse=i % 2) for i, s in enumerate(sets)})
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert list(found.index) == list(found.columns) == [f"list {i}" for i in range(len(sets))]
+
+
+def test_overlap_of_names_and_errors():
+    assert rank.overlap({"a": pd.Series(["x", "y"]), "b": ["y", "z", "y"]}).loc["a", "b"] == pytest.approx(1/3)
+    with pytest.raises(ValueError, match="at least one list"): rank.overlap({})
+    with pytest.raises(ValueError, match="list 'b' is empty"): rank.overlap({"a": [1], "b": []})
+
+
+@st.composite
+def judged(draw):
+    "(prob, pick): true probabilities, with ties, and a list."
+    prob = [x/6 for x in draw(st.lists(st.integers(0, 6), min_size=1, max_size=12))]
+    order = draw(st.permutations(range(len(prob))))
+    return prob, order[:draw(st.integers(1, len(prob)))]
+
+
+@formula("10.5")
+@given(judged())
+def test_best_share_by_sorting(case):
+    prob, pick = case
+    best = sorted(range(len(prob)), key=lambda i: -prob[i])[:len(pick)]
+    assert rank.best_share(np.array(prob), pick) == pytest.approx(len(set(best) & set(pick))/len(pick), abs=1e-12)
+
+
+@formula("10.6")
+def test_true_ndcg_by_scikit_learn():
+    judge = pytest.importorskip("sklearn.metrics").ndcg_score
+    r = np.random.default_rng(0)
+    for _ in range(20):
+        prob = r.random(12)
+        pick = r.permutation(12)[:5]
+        score = np.full(12, -100.)
+        score[pick] = np.arange(5, 0, -1)
+        assert rank.true_ndcg(torch.tensor(prob), pick) == pytest.approx(judge([prob], [score], k=5), rel=1e-9)
+
+
+@given(judged())
+def test_true_ndcg_by_loops(case):
+    prob, pick = case
+    dcg = lambda gains: sum(g/math.log2(1 + j) for j, g in enumerate(gains, 1))
+    best = dcg(sorted(prob, reverse=True)[:len(pick)])
+    if best == 0:
+        with pytest.raises(ValueError, match="all probabilities are 0"): rank.true_ndcg(prob, pick)
+    else: assert rank.true_ndcg(prob, pick) == pytest.approx(dcg(prob[i] for i in pick)/best, rel=1e-9)
+
+
+def test_probabilities_are_checked():
+    for function in (rank.best_share, rank.true_ndcg):
+        with pytest.raises(ValueError, match="prob of row 1 is outside 0 to 1"): function([.5, -.1], [0])
+        with pytest.raises(ValueError, match="row 0 is nan"): function([math.nan, .1], [0])
+
+
+# ---------------------------------------------------------------- recommend
+
+@pytest.fixture(scope="module")
+def shop():
+    "A small mall, its preprocessor and an untrained model, whose scores differ as well."
+    mall = data.toy_mall(n_users=60, n_items=50, n_events=2500, seed=1)
+    prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
+    torch.manual_seed(0)
+    return mall, prep, model.InterestModel(prep.spec).eval()
+
+
+def busy(mall): return int(mall.events.user_id.value_counts().index[-20])
+
+
+def slow_list(mall, prep, net, user, scenario, log, when, unseen=True):
+    "Score each item in a batch of its own, against the whole log, and sort."
+    past = log[log.timestamp < when]
+    seen = set(past.item_id[past.user_id == user]) if unseen else set()
+    rows = []
+    for item in prep.items.item_id:
+        if item in seen: continue
+        frame = pd.DataFrame(dict(user_id=[user], item_id=[item], scenario=[scenario], timestamp=[when]))
+        rows.append((item, float(train.predict(net, prep.transform(frame, log=log))[0])))
+    return dict(rows)
+
+
+@pytest.mark.parametrize("scenario", ["home", "cart"])
+def test_recommend_item_by_item(shop, scenario):
+    mall, prep, net = shop
+    user, when = busy(mall), int(mall.events.timestamp.max()) + 1
+    slow = slow_list(mall, prep, net, user, scenario, mall.events, when)
+    top = rank.recommend(net, prep, user, scenario, k=8)
+    assert top["rank"].tolist() == list(range(1, 9)) and top.score.is_monotonic_decreasing
+    assert list(top.columns) == ["rank", *mall.items.columns, "score"]
+    np.testing.assert_allclose(top.score, [slow[i] for i in top.item_id], atol=1e-6)
+    assert min(top.score) >= sorted(slow.values())[-8] - 1e-6
+    own = mall.items.set_index("item_id").loc[top.item_id].reset_index()
+    pd.testing.assert_frame_equal(top[list(own.columns)], own)
+
+
+def test_a_list_of_the_past_knows_nothing_later(shop):
+    mall, prep, net = shop
+    user = busy(mall)
+    when = int(mall.events.timestamp[mall.events.user_id == user].median())
+    slow = slow_list(mall, prep, net, user, "home", mall.events, when)
+    top = rank.recommend(net, prep, user, "home", k=50, when=when)
+    assert set(top.item_id) == set(slow)
+    np.testing.assert_allclose(top.score, [slow[i] for i in top.item_id], atol=1e-6)
+    earlier = rank.recommend(net, prep, user, "home", k=50, when=when, log=mall.events[mall.events.timestamp < when])
+    pd.testing.assert_frame_equal(top, earlier)
+
+
+def test_seen_is_shown_in_any_scenario_clicked_or_not(shop):
+    mall, prep, net = shop
+    user = busy(mall)
+    seen = set(mall.events.item_id[mall.events.user_id == user])
+    assert set(rank.recommend(net, prep, user, "home", k=50).item_id) == set(mall.items.item_id) - seen
+    assert len(rank.recommend(net, prep, user, "home", k=99, exclude_seen=False)) == 50
+    later = mall.events[mall.events.user_id != user]  # the log given is the one that counts
+    assert len(rank.recommend(net, prep, user, "home", k=99, log=later)) == 50
+
+
+def test_a_user_who_has_seen_everything(shop):
+    mall, prep, net = shop
+    log = pd.DataFrame(dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0))
+    with pytest.raises(ValueError, match="user 3 has seen every item; pass exclude_seen=False"): rank.recommend(net, prep, 3, "home", log=log)
+    assert len(rank.recommend(net, prep, 3, "home", log=log, exclude_seen=False)) == 10
+    assert rank.recommend(net, prep, 3, "home", log=log[:-1]).item_id.tolist() == [mall.items.item_id.iloc[-1]]
+
+
+@pytest.mark.parametrize("lam", [.3, 1])
+def test_recommend_with_diversity_is_mmr_on_the_embeddings_of_the_item(shop, lam):
+    mall, prep, net = shop
+    top = rank.recommend(net, prep, 5, "live", k=6, diversity=lam, exclude_seen=False)
+    when = int(mall.events.timestamp.max()) + 1
+    frame = prep.items[["item_id"]].assign(user_id=5, scenario="live", timestamp=when)
+    batch = prep.transform(frame)
+    names = list(prep.spec.fields)
+    table = net.embed.table.weight.detach()
+    vectors = torch.cat([table[batch.fields[:, names.index(c)]] for c in ("category", "brand", "item_id")], 1)
+    picked = mall.items.item_id.to_numpy()[rank.mmr(train.predict(net, batch), vectors, 6, lam)]
+    assert top.item_id.tolist() == picked.tolist()
+
+
+def test_the_same_question_has_the_same_answer_and_changes_nothing(shop):
+    mall, prep, net = shop
+    log, items = prep.log.copy(), prep.items.copy()
+    for lam in (0., .4):
+        pd.testing.assert_frame_equal(rank.recommend(net, prep, 7, "cart", diversity=lam), rank.recommend(net, prep, 7, "cart", diversity=lam))
+    pd.testing.assert_frame_equal(prep.log, log)
+    pd.testing.assert_frame_equal(prep.items, items)
+
+
+def test_newcomers(shop):
+    mall, prep, net = shop
+    a, b = (rank.recommend(net, prep, user, "search") for user in (-1, 10**6))
+    pd.testing.assert_frame_equal(a, b)  # nobody knows either
+    when = int(mall.events.timestamp.max()) + 1
+    without = rank.recommend(net, prep, 5, "search", log=mall.events[:0], when=when)
+    assert len(without) == 10 and without.score.between(0, 1).all()
+
+
+def test_an_item_that_came_after_training_is_scored(shop):
+    mall, _, net = shop
+    prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
+    twin = mall.items.iloc[[4]].assign(item_id=999, title="new")
+    prep.items = pd.concat([mall.items, twin], ignore_index=True)
+    top = rank.recommend(net, prep, 5, "home", k=51, exclude_seen=False)
+    assert 999 in set(top.item_id) and len(top) == 51 and top.score.notna().all()
+    assert len(rank.recommend(net, prep, 5, "home", k=51, exclude_seen=False, diversity=.5)) == 51
+
+
+def test_items_of_other_columns():
+    "No title; an item column called score; ids that are text; no users' frame."
+    mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
+    log = mall.events.assign(user_id="u" + mall.events.user_id.astype(str), item_id="i" + mall.events.item_id.astype(str))
+    items = mall.items[["item_id", "category"]].assign(item_id="i" + mall.items.item_id.astype(str), score=5.)
+    schema = data.Schema(categorical=("category",), numeric=())
+    prep = preprocess.Preprocessor(schema).fit(log, items=items)
+    net = model.InterestModel(prep.spec)
+    top = rank.recommend(net, prep, "u3", "home", k=4, exclude_seen=False)
+    assert list(top.columns) == ["rank", "item_id", "category", "score"] and (top.score < 1).all()
+    assert len(rank.recommend(net, prep, "nobody", "home", k=4)) == 4
+    with pytest.raises(ValueError, match="user_id 3 is a number, the known ids are text"): rank.recommend(net, prep, 3, "home")
+
+
+def with_hour():
+    mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
+    log = mall.events.assign(hour=(mall.events.timestamp//3600 % 24).map(lambda h: "day" if 8 <= h < 20 else "night"))
+    prep = preprocess.Preprocessor(data.Schema(categorical=("age_band", "category", "hour"), numeric=())).fit(log, items=mall.items)
+    torch.manual_seed(1)
+    return log, prep, model.InterestModel(prep.spec)
+
+
+def test_context():
+    log, prep, net = with_hour()
+    day, night = (rank.recommend(net, prep, 1, "home", context={"hour": hour, "age_band": "<25"}) for hour in ("day", "night"))
+    assert not np.allclose(day.score.sort_values(), night.score.sort_values())
+    when = int(log.timestamp.max()) + 1
+    frame = pd.DataFrame(dict(item_id=day.item_id, user_id=1, scenario="home", timestamp=when, hour="day", age_band="<25"))
+    np.testing.assert_allclose(day.score, train.predict(net, prep.transform(frame)), atol=1e-6)
+
+
+def test_a_context_that_is_missing_or_wrong(shop):
+    mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
+    _, prep, net = with_hour()
+    prep.users = mall.users  # a users' frame without the hour
+    with pytest.raises(ValueError, match="column 'hour' belongs to the moment of the list: give its value"): rank.recommend(net, prep, 1, "home")
+    assert len(rank.recommend(net, prep, 1, "home", context={"hour": "day"})) == 10
+    for name in ("item_id", "category", "timestamp", "colour"):
+        with pytest.raises(ValueError, match=f"context: '{name}' cannot be set for all items; choose from age_band, hour"):
+            rank.recommend(net, prep, 1, "home", context={name: 1})
+
+
+def test_what_recommend_refuses(shop):
+    mall, prep, net = shop
+    with pytest.raises(ValueError, match="scenario 'roof' is unknown; choose from cart, home, live, search"): rank.recommend(net, prep, 1, "roof")
+    with pytest.raises(ValueError, match="k must be a whole number"): rank.recommend(net, prep, 1, "home", k=0)
+    for lam in (-1, 2, math.nan):
+        with pytest.raises(ValueError, match="diversity runs from 0 to 1"): rank.recommend(net, prep, 1, "home", diversity=lam)
+    with pytest.raises(ValueError, match="user_id '1' is text, the known ids are numbers"): rank.recommend(net, prep, "1", "home")
+    with pytest.raises(ValueError, match="the log has no rows.*give when"): rank.recommend(net, prep, 1, "home", log=mall.events[:0])
+    with pytest.raises(ValueError, match="fit it, or load a fitted one"): rank.recommend(net, preprocess.Preprocessor(), 1, "home")
+    other = model.InterestModel(dataclasses.replace(prep.spec, scenarios=("home", "search", "cart", "live")))
+    with pytest.raises(ValueError, match="do not belong together"): rank.recommend(other, prep, 1, "home")
+
+
+def test_saved_and_loaded_they_still_belong_together(shop, tmp_path):
+    _, prep, net = shop
+    prep.save(tmp_path), net.save(tmp_path)
+    again = rank.recommend(model.InterestModel.load(tmp_path), preprocess.Preprocessor.load(tmp_path), 5, "live", diversity=.2)
+    pd.testing.assert_frame_equal(again, rank.recommend(net, prep, 5, "live", diversity=.2), check_dtype=False)
+
+
+@pytest.mark.gpu
+def test_lists_of_a_model_on_the_gpu(shop):
+    _, prep, net = shop
+    cpu = rank.recommend(net, prep, 5, "home", diversity=.3)
+    try: gpu = rank.recommend(net.to("cuda"), prep, 5, "home", diversity=.3)
+    finally: net.to("cpu")
+    np.testing.assert_allclose(cpu.score.sort_values(), gpu.score.sort_values(), atol=1e-4)
+
+
+def test_a_hundred_thousand_items():
+    mall = data.toy_mall(n_users=50, n_items=100_000, n_events=5000)
+    prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
+    net = model.InterestModel(prep.spec)
+    for lam in (0., .3):
+        start = time.perf_counter()
+        assert len(rank.recommend(net, prep, 1, "home", k=10, diversity=lam)) == 10
+        assert time.perf_counter() - start < 15  # about a second; a loop over items in Python would take minutes
