@@ -364,7 +364,7 @@ def test_items_of_other_columns():
 
 def with_hour():
     mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
-    log = mall.events.assign(hour=(mall.events.timestamp//3600 % 24).map(lambda h: "day" if 8 <= h < 20 else "night"))
+    log = mall.events.merge(mall.users[["user_id", "age_band"]], on="user_id").assign(hour=(mall.events.timestamp//3600 % 24).map(lambda h: "day" if 8 <= h < 20 else "night"))
     prep = preprocess.Preprocessor(data.Schema(categorical=("age_band", "category", "hour"), numeric=())).fit(log, items=mall.items)
     torch.manual_seed(1)
     return log, prep, model.InterestModel(prep.spec)
