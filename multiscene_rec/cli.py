@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'app', 'compare_table', 'true_mixing', 'Data', 'demo', 'main']
 
-# %% ../nbs/90_cli.ipynb #68b0bbe5
+# %% ../nbs/90_cli.ipynb #c1325c3f
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import torch
 import typer
 
 from .core import pick_device
@@ -96,7 +98,7 @@ def true_mixing(
     share = rho**2 / (rho**2).sum(1, keepdims=True)
     return pd.DataFrame(share, list(mall.scenarios), list(mall.scenarios)).rename_axis(index="target", columns="history")
 
-# %% ../nbs/90_cli.ipynb #5cce26a7
+# %% ../nbs/90_cli.ipynb #7af917a6
 def _mall_lists(model, prep, log): # The busiest user of the log, in two scenarios
     user = log.user_id.value_counts().index[0]
     _say(f"\nTen items for user {user}, who has {int((log.user_id == user).sum())} rows of history, in two scenarios")
@@ -104,14 +106,14 @@ def _mall_lists(model, prep, log): # The busiest user of the log, in two scenari
         top = recommend(model, prep, user, scenario, k=10, log=log)
         _say(f"\n{scenario}\n{_show(top[['rank', 'title', 'category', 'price', 'score']].set_index('rank').rename_axis(None))}")
 
-def _demo_mall(out, seed, device, quick):
+def _demo_mall(out, seed, device, quick, progress):
     mall, (train, valid, test) = _mall_data(seed, quick)
     prep = Preprocessor().fit(train, users=mall.users, items=mall.items)
     log = pd.concat([train, valid, test])
     parts = [prep.transform(part, log=log) for part in (train, valid, test)]
     _say(f"\nTraining on {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on the last {len(test):,}")
     ceilings = [("ceiling: the log", observable_ceiling(mall, test)), ("ceiling: the truth", mall.truth(test))]
-    results, best = _run(prep.spec, parts, test.user_id.to_numpy(), seed, device, ceilings, epochs=10 if quick else 8, patience=2 if quick else 1,
+    results, best = _run(prep.spec, parts, test.user_id.to_numpy(), seed, device, ceilings, progress=progress, epochs=10 if quick else 8, patience=2 if quick else 1,
                          batch_size=256 if quick else 1024)
     _tables(results)
     model, order = best.models["attention"], list(mall.scenarios)
@@ -121,8 +123,8 @@ def _demo_mall(out, seed, device, quick):
     model.save(out/"model")
     prep.save(out/"preprocess")
 
-# %% ../nbs/90_cli.ipynb #fc852206
-def _demo_coupons(path, out, seed, device, quick):
+# %% ../nbs/90_cli.ipynb #3fef0f24
+def _demo_coupons(path, out, seed, device, quick, progress):
     frame = load_coupons(path)
     train, valid, test = split_respondents(frame, seed)
     _say(f"In-vehicle coupons (UCI 603): {len(frame):,} answers of {frame.respondent.nunique()} respondents, {frame.Y.mean():.1%} would accept.\n"
@@ -132,7 +134,7 @@ def _demo_coupons(path, out, seed, device, quick):
     encoder = CouponEncoder().fit(train)
     parts = [encoder.transform(part) for part in (train, valid, test)]
     _say(f"\nTraining on {train.respondent.nunique()} respondents, choosing the epoch on {valid.respondent.nunique()}, testing on {test.respondent.nunique()} others")
-    results, best = _run(encoder.spec, parts, test.respondent.to_numpy(), seed, device, towers=True,
+    results, best = _run(encoder.spec, parts, test.respondent.to_numpy(), seed, device, progress=progress, towers=True,
                          batch_size=256, lr=1e-3, epochs=6 if quick else 20, patience=3)
     _tables(results)
     model = best.models["attention"]
@@ -158,7 +160,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def _about(ctx: typer.Context): # Without a command, say what there is
     if ctx.invoked_subcommand is None: typer.echo(ctx.get_help())
 
-# %% ../nbs/90_cli.ipynb #cacb6d0e
+# %% ../nbs/90_cli.ipynb #c59054e3
 @app.command()
 def demo(
     data: Annotated[Data, typer.Option(help="mall: made up, its truth is known; coupons: real answers of 567 respondents")] = Data.mall,
@@ -166,23 +168,25 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for tables, pictures and the model; made if it is not there")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="of the data and the training")] = 7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="less data and fewer epochs, in a few seconds")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="less data, in a few seconds")] = False,
+    progress: Annotated[bool, typer.Option(help="a bar for each epoch, where somebody watches")] = True,
 ) -> None:
     """Watch a multi-scenario recommender train, meet its baselines and recommend."""
     pick_device(device)
     if path is not None and data is Data.mall: raise ValueError("--path goes with --data coupons; the mall is made, not read")
     out.mkdir(parents=True, exist_ok=True)
-    if data is Data.mall: _demo_mall(out, seed, device, quick)
-    else: _demo_coupons(path, out, seed, device, quick)
+    if data is Data.mall: _demo_mall(out, seed, device, quick, progress)
+    else: _demo_coupons(path, out, seed, device, quick, progress)
     _say(f"\nWritten to {out}: metrics.csv, attention.png, curve.png and the trained model")
 
-# %% ../nbs/90_cli.ipynb #365f702c
+# %% ../nbs/90_cli.ipynb #55f0d9f6
 _MISTAKES = (ValueError, OSError, ImportError, RuntimeError) # what our functions raise for wrong input
 
 def main(
     args: list[str] | None = None, # Words of the command line; None takes them from the shell
 ) -> int: # Exit code: 0, or 2 for a mistake of the user, or 130 after Ctrl-C
     """Run the command; a mistake is one line on stderr, and anything else is a fault of ours and raised."""
+    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1) # layers this small lose more to waiting threads than they gain
     try: code = app(args, standalone_mode=False, prog_name="multiscene-rec")
     except KeyboardInterrupt: return 130
     except Exception as e:
@@ -191,10 +195,3 @@ def main(
         if said: print(f"multiscene-rec: {' '.join(said.split())}", file=sys.stderr)
         return 2
     return int(code or 0)
-
-# %% ../nbs/90_cli.ipynb #59ca33d1
-def _outcome(args): # Exit code and stderr of a command, for checks
-    import contextlib
-    import io
-    with contextlib.redirect_stderr(io.StringIO()) as err: code = main(args)
-    return code, err.getvalue()
