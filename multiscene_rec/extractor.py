@@ -97,11 +97,10 @@ def he_init(
     if layer.bias is not None: nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/04_extractor.ipynb #81062ce2
+# %% ../nbs/04_extractor.ipynb #654d86fe
 class ReLUExtractor(nn.Module):
     """Features from numbers: `h = ReLU(W x + b)`, once per width, on the last axis, with He's start.
 
-    Histories (B, S, H) go through the same weights in each scenario.
     Raises: `ValueError` if `d_in` or a width is below 1, or there is no width.
     """
     def __init__(self,
@@ -117,7 +116,7 @@ class ReLUExtractor(nn.Module):
     def forward(self,
         x: torch.Tensor, # (..., d_in) float, scaled to about 1: for histories (B, S, H)
     ) -> torch.Tensor: # (..., d) float, never negative
-        """The features of each row.
+        """The features of each row; histories (B, S, H) go through the same weights in each scenario.
 
         Formula: (4.1) `ReLU(W x + b)`, for each layer.
 
@@ -165,7 +164,7 @@ def embedding_backward(
     if B and (ids.min() < 0 or ids.max() >= n): raise ValueError(f"ids must be from 0 to n - 1 = {n - 1}, got {ids.min()} to {ids.max()}")
     return g.new_zeros(n, d).index_add(0, ids, g)
 
-# %% ../nbs/04_extractor.ipynb #dc81fd39
+# %% ../nbs/04_extractor.ipynb #84ebe55d
 class FieldRows(nn.Module):
     """Where each field's rows are in one table: field f owns the rows from `offsets[f]` up to, not including, `ends[f]`.
 
@@ -184,7 +183,9 @@ class FieldRows(nn.Module):
     def offset(self,
         local_ids: torch.Tensor, # (B, F) int64: ids counted within each field; 0 is unknown
     ) -> torch.Tensor: # (B, F) int64: ids in the one table
-        "The rows of these ids. Formula: (4.10) `offsets[f] + i`. Raises: `ValueError` naming the field whose id is out of its range."
+        """The rows of these ids in the one table.
+
+        Formula: (4.10) `offsets[f] + i`. Raises: `ValueError` naming the field whose id is out of its range."""
         check_shape(local_ids, "B F", F=len(self.sizes))
         return self.check(local_ids + self.offsets)
 

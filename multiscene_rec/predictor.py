@@ -125,11 +125,11 @@ def squared_error_grad(
     """
     return 2*(sigmoid(logits) - label)*sigmoid_grad(logits)/len(label)
 
-# %% ../nbs/06_predictor.ipynb #69ee3eaf
+# %% ../nbs/06_predictor.ipynb #dde392b2
 class InterestPredictor(nn.Module):
     """The head: a feature vector in, one log-odds per row out.
 
-    Formula: (6.10) `wᵀz + b`, after ReLU layers where `hidden` names some.
+    Formula: (6.10) `wᵀh + b`, after ReLU layers where `hidden` names some.
 
     Raises: `ValueError` if a width is no positive whole number, or the input is not (B, d_in).
     """
