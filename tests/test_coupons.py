@@ -413,7 +413,7 @@ def test_compare_of_training_takes_what_the_encoder_makes(parts):
 
 def test_a_gain_is_found_where_there_is_one_and_only_there():
     names = ("shared", "shared + target", "own")
-    for pull, low, high in ((2., .08, .5), (0., -.05, .05)):
+    for pull, low, high in ((2., .08, .5), (0., -.15, .05)): # inputs that say nothing cost a little
         world = coupons.made_up_coupons(300, 10, pull=pull, seed=5)
         mean = pd.concat([coupons.run_split(world, s, names, seeds=(0,)) for s in range(2)]).groupby("model").test.mean()
         for name in names[1:]: assert low < mean[name] - mean["shared"] < high, (pull, mean)
