@@ -52,6 +52,7 @@ lab: $(VENV)/.ready ## open the notebooks in JupyterLab
 export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, README.md, sidebar
 	PATH="$(BIN):$$PATH" nbdev_export
 	PATH="$(BIN):$$PATH" nbdev_clean
+	$(BIN)/python -m tools.tidy
 	$(BIN)/python -m tools.site sidebar
 	$(BIN)/python -m tools.readme
 

@@ -188,6 +188,7 @@ def outputs_are_clean(nb):
             if "widget" in kind or "javascript" in kind: yield f"{kind} in the outputs of {where}"
             if kind.startswith("image/") or not isinstance(text, str): continue
             if "Traceback (most recent call last)" in text: yield f"a traceback in the outputs of {where}"
+            if "[source](http" in text: yield f"a stored source link in the outputs of {where}: run make export"
             if "\x1b[" in text: yield f"terminal colours in the outputs of {where}"
             if path := re.search(r"(?<![\w.])/(work|home|root|tmp|Users)/\S*", text): yield f"a path of this machine ({path[0]}) in the outputs of {where}"
             if re.search(r"\bat 0x[0-9a-f]{6,}", text): yield f"a memory address in the outputs of {where}"

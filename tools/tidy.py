@@ -1,0 +1,46 @@
+"""Take out of stored outputs what changes without the notebook changing: `make export` runs it after nbdev_clean.
+
+- `show_doc` stores a link to a line of the source, with the owner's name in it. The site makes its own at build
+  time; in JupyterLab the stored one shows as raw text, and in a fork it points to the wrong repository.
+- Prints of one cell arrive as one or several pieces, as the machine's load has it.
+"""
+import json
+import re
+
+from tools import notebooks
+
+LINK = re.compile(r"\[source\]\(\S+\)\{[^}]*\}\n\n")
+
+
+def joined(outputs):
+    "The outputs with neighbouring pieces of one stream put together."
+    out = []
+    for o in outputs:
+        last = out[-1] if out else {}
+        if o["output_type"] == "stream" == last.get("output_type") and o["name"] == last["name"]:
+            last["text"] = ("".join(last["text"]) + "".join(o["text"])).splitlines(keepends=True)
+        else: out.append(o)
+    return out
+
+
+def tidy(nb):
+    "The notebook, changed in place."
+    for cell in nb["cells"]:
+        if cell["cell_type"] != "code": continue
+        cell["outputs"] = joined(cell["outputs"])
+        for o in cell["outputs"]:
+            text = "".join(o.get("data", {}).get("text/markdown", ""))
+            if LINK.search(text): o["data"]["text/markdown"] = LINK.sub("", text).splitlines(keepends=True)
+    return nb
+
+
+def main():
+    "Tidy every notebook that needs it."
+    for path in notebooks.paths():
+        old = path.read_text(encoding="utf-8")
+        new = json.dumps(tidy(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if new != old: path.write_text(new, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
