@@ -129,22 +129,22 @@ def test_encoder_against_loops(survey, parts):
     assert len(spec.dense) == batch.dense.shape[1] == 12 and spec.item_dense == spec.dense[:2]
     words = {c: {} for c in spec.fields}
     for c in spec.fields: # ids back to words: each word one id, unseen or missing 0
-        j = list(spec.fields).index(c)
+        j, known = list(spec.fields).index(c), set(parts[0][c].dropna())
         for word, number in zip(parts[2][c], (batch.fields[:, j] - spec.offsets[j]).tolist()):
-            seen = word in set(parts[0][c]) and not pd.isna(word)
+            seen = word in known
             assert (number == 0) == (not seen) and number < spec.fields[c]
             if seen: assert words[c].setdefault(word, number) == number
         assert len(set(words[c].values())) == len(words[c])
     per_month = coupons.visits(parts[2])
-    x, known = coupons.venue_histories(per_month)
+    x, answered = coupons.venue_histories(per_month)
     torch.testing.assert_close(batch.history, torch.from_numpy(x))
-    assert torch.equal(batch.present, torch.from_numpy(known))
+    assert torch.equal(batch.present, torch.from_numpy(answered))
     assert [spec.scenarios[s] for s in batch.scenario] == parts[2].coupon.tolist()
     assert batch.label.tolist() == parts[2].Y.tolist()
     log = np.log1p(np.nan_to_num(per_month))
     np.testing.assert_allclose(batch.dense[:, 0], log[np.arange(len(log)), batch.scenario], rtol=1e-6)
     np.testing.assert_allclose(batch.dense[:, 2::2], log, rtol=1e-6)
-    np.testing.assert_array_equal(batch.dense[:, 3::2], known)
+    np.testing.assert_array_equal(batch.dense[:, 3::2], answered)
 
 
 def test_encoder_stores_each_pattern_once_and_needs_no_labels(survey):
