@@ -212,7 +212,7 @@ def split_respondents(
     """
     return group_split(frame, "respondent", fractions, seed)
 
-# %% ../nbs/11_coupons.ipynb #637bad6a
+# %% ../nbs/11_coupons.ipynb #7833876a
 def macro_auc(
     label: np.ndarray, # (n,) 0 or 1
     score: np.ndarray, # (n,) any score, larger means likelier
@@ -220,7 +220,7 @@ def macro_auc(
 ) -> float: # 0 to 1
     """Mean over the scenarios of the AUC inside each: knowing which scenario is popular earns nothing.
 
-    Formula: (11.3) `(1/S) Σ_s AUC_s`.
+    Formula: (11.4) `(1/S) Σ_s AUC_s`.
 
     Raises: `ValueError` naming a scenario whose labels are of one class, for a missing scenario, no rows or lengths that
     differ, or what `auc` raises.
@@ -299,13 +299,13 @@ def _trees(spec, train, valid, test, per_scenario):
         for whole, there, prob in zip(out, rows[1:], _boost(spec, train[rows[0]], valid[rows[1]], test[rows[2]])): whole[there.numpy()] = prob
     return tuple(out)
 
-# %% ../nbs/11_coupons.ipynb #4f4283c5
+# %% ../nbs/11_coupons.ipynb #838700da
 def average_probability(
     prob: Sequence[np.ndarray], # K arrays (n,): the probabilities of K models
 ) -> np.ndarray: # (n,): their mean
     """Let several models vote.
 
-    Formula: (11.4) `p̄ = (1/K) Σ_k p_k`.
+    Formula: (11.5) `p̄ = (1/K) Σ_k p_k`.
 
     Raises: `ValueError` if there is no model, or the shapes differ.
     """
@@ -363,14 +363,14 @@ def run_split(
         out.append(dict(split=split, model=name, valid=score[0], test=score[1]))
     return pd.DataFrame(out)
 
-# %% ../nbs/11_coupons.ipynb #6e95ba24
+# %% ../nbs/11_coupons.ipynb #28648d94
 def choose_on_validation(
     results: pd.DataFrame, # Rows as from run_split: split, model, valid, test
     among: Sequence[str] | None = None, # The candidates to choose from; None means all
 ) -> pd.DataFrame: # One row per split: split, model, valid, test of the chosen
     """In each split take the candidate with the best validation score, and only then look at its test score.
 
-    Formula: (11.5) `c = argmax_m V_m`, report `T_c`; of equals the first.
+    Formula: (11.6) `c = argmax_m V_m`, report `T_c`; of equals the first.
 
     Raises: `ValueError` if nothing is left to choose from.
     """
@@ -387,7 +387,7 @@ def _differences(differences, n_test, n_train):
     if not (n_test > 0 and n_train > 0): raise ValueError(f"n_test and n_train must be above 0, got {n_test} and {n_train}")
     return d, J
 
-# %% ../nbs/11_coupons.ipynb #601c2d7d
+# %% ../nbs/11_coupons.ipynb #4aa86cdc
 def corrected_se(
     differences: np.ndarray, # (J,): one difference (or score) per random split
     n_test: float, # Respondents in a test set; only the ratio to n_train counts
@@ -395,7 +395,7 @@ def corrected_se(
 ) -> float: # Standard error of the mean, same unit
     """Standard error of a mean over random splits whose training sets overlap.
 
-    Formula: (11.6) `S √(1/J + n_test/n_train)`.
+    Formula: (11.7) `S √(1/J + n_test/n_train)`.
 
     Raises: `ValueError` for fewer than two splits or sizes that are not above 0.
 
@@ -404,7 +404,7 @@ def corrected_se(
     d, J = _differences(differences, n_test, n_train)
     return float(d.std(ddof=1)*np.sqrt(1/J + n_test/n_train))
 
-# %% ../nbs/11_coupons.ipynb #cbbae54b
+# %% ../nbs/11_coupons.ipynb #75a4606a
 def t_interval(
     differences: np.ndarray, # (J,): one difference (or score) per random split
     n_test: float, # Respondents in a test set
@@ -413,7 +413,7 @@ def t_interval(
 ) -> tuple[float, float, float]: # mean, low, high; same unit
     """Mean over random splits with an interval that knows of the overlap.
 
-    Formula: (11.7) `d̄ ± t_{J−1} · se`, with `se` from (11.6).
+    Formula: (11.8) `d̄ ± t_{J−1} · se`, with `se` from (11.7).
 
     Raises: `ValueError` for a level outside 0 to 1, and as `corrected_se`; `ImportError` where SciPy is not installed.
     """
