@@ -619,7 +619,7 @@ def ceiling(mall, rows):
 
 def test_attention_leads_on_a_small_mall():
     mall, spec, parts, frames = prepared(n_users=1500, n_events=40_000)
-    mean = race(parts, spec, frames[2].user_id.to_numpy(), ("own", "mean", "attention"), (0,), batch_size=256, epochs=6, patience=1)
+    mean = race(parts, spec, frames[2].user_id.to_numpy(), ("own", "mean", "attention"), (0,), batch_size=256, epochs=4)
     top = ceiling(mall, frames[2])
     for place in ("macro", "all"):
         assert mean.loc["attention", place] > mean.loc[["own", "mean"], place].max() + .003, mean
