@@ -323,7 +323,7 @@ def test_constraints_lie_within_settings():
 
 def test_runtime_needs_no_notebook_tools():
     runtime = {re.split(r"[<>=]", r)[0] for r in CFG["requirements"].split()}
-    assert runtime == {"torch", "numpy", "pandas", "matplotlib", "safetensors", "tqdm", "typer"}, "argue for a new one in CONTRIBUTING.md, then here"
+    assert runtime == {"torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm", "typer"}, "argue for a new one in CONTRIBUTING.md, then here"
     for name in runtime: assert name in (ROOT/"CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
