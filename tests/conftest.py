@@ -3,6 +3,7 @@
 slow     skipped unless --slow (or MULTISCENE_SLOW=1)
 gpu      needs CUDA: skipped where there is none
 coupons  needs the coupon file in $MULTISCENE_DATA: skipped where it is not
+wrong    a message that a user can meet, its cause and its remedy; the page What went wrong? is made of these
 formula  names the numbered formula that a test computes another way; see test_ledger.py
 """
 import os
@@ -32,6 +33,7 @@ def pytest_configure(config):
                  "gpu: needs an NVIDIA GPU",
                  "coupons: needs the coupon file in $MULTISCENE_DATA",
                  "formula(tag): computes the numbered formula another way",
+                 "wrong(message, cause, remedy, area): a message that a user can meet; the site's page What went wrong? is made of these",
                  "notebook: runs a whole notebook",
                  "swap: runs the tests of one notebook's formulas with a wrong symbol"):
         config.addinivalue_line("markers", line)
