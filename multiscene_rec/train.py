@@ -6,11 +6,11 @@
 __all__ = ['sgd_step', 'batch_noise', 'momentum_step', 'shrink_rate', 'debias', 'adam_step', 'predict', 'History', 'fit',
            'Comparison', 'compare', 'spread', 'attention_map', 'plot_map']
 
-# %% ../nbs/09_train.ipynb #dab2b12e
+# %% ../nbs/09_train.ipynb #9b1841ce
 import contextlib
+import hashlib
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
 
-from .core import pick_device, set_seed
+from .core import pick_device, read_whole, set_seed, sole_writer, write_whole
 from .metrics import auc, log_loss, report
 from .model import InterestModel
 from .predictor import bce_with_logits
@@ -170,7 +170,7 @@ class History:
         ax.legend(fontsize=8)
         return ax
 
-# %% ../nbs/09_train.ipynb #985b927e
+# %% ../nbs/09_train.ipynb #0495700b
 def _check_numbers(epochs, batch_size, lr, precision, patience):
     for name, value in dict(epochs=epochs, batch_size=batch_size, patience=1 if patience is None else patience).items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -183,8 +183,10 @@ def _check_data(train, valid, patience, checkpoint, resume):
     if valid is not None and not len(valid): raise ValueError("valid has no rows; pass None to train without validation")
     if patience is not None and valid is None: raise ValueError("patience needs valid: without validation there is nothing to watch")
     if resume and checkpoint is None: raise ValueError("resume needs checkpoint: the folder to go on from")
-    if checkpoint is not None and Path(checkpoint).exists() and not Path(checkpoint).is_dir():
-        raise ValueError(f"checkpoint {str(checkpoint)!r} is a file; name a folder")
+    if checkpoint is None: return
+    if Path(checkpoint).exists() and not Path(checkpoint).is_dir(): raise ValueError(f"checkpoint {str(checkpoint)!r} is a file; name a folder")
+    if resume and not (Path(checkpoint)/_FILE).is_file():
+        raise FileNotFoundError(f"{Path(checkpoint)/_FILE} is not there: nothing to resume; run without resume first")
 
 # %% ../nbs/09_train.ipynb #87d00882
 def _optimiser(model, lr, device): # One fused kernel for all weights where the device has it
@@ -207,50 +209,96 @@ def _judge(model, valid): # Log loss and AUC on validation rows; AUC is nan wher
     hard = np.isin(label, (0, 1)).all() and label.min() < label.max()
     return float(log_loss(label, prob)), float(auc(label, prob)) if hard else float("nan")
 
-# %% ../nbs/09_train.ipynb #eedcc645
-_FILE, _FORMAT = "checkpoint.safetensors", 1
+# %% ../nbs/09_train.ipynb #5395bc88
+_FILE, _FORMAT = "checkpoint.safetensors", 2
 
-def _write(path, tensors, about): # One file, complete or not there: written beside it, then renamed
-    fresh = path.with_name(path.name + ".part")
-    save_file(tensors, fresh, metadata={"about": json.dumps(about)})
-    os.replace(fresh, path)
+def _digest(tensors, about): # Of all that a checkpoint says: one flipped bit changes it
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, v in sorted(tensors.items()):
+        found.update(f"{name} {v.dtype} {list(v.shape)}".encode())
+        found.update(v.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
-def _keep(folder, model, optimiser, best, about):
-    folder.mkdir(parents=True, exist_ok=True)
+def _keep(path, model, optimiser, best, about): # The whole state in one file, complete or not there
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in best.items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    _write(folder/_FILE, {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, about | dict(format=_FORMAT))
+    tensors, about = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, about | dict(format=_FORMAT)
+    write_whole(path, to_bytes(tensors, {"about": json.dumps(about | dict(sha256=_digest(tensors, about)))}))
+
+# %% ../nbs/09_train.ipynb #a6fd8f37
+def _about(content): # What stands in the head of a safetensors file: its length in 8 bytes, then JSON
+    head = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+    about = json.loads(head.get("__metadata__", {}).get("about", "null"))
+    if not isinstance(about, dict): raise ValueError("it does not tell of a run")
+    return about
 
 def _read(path): # (tensors, about), or an error that names the file
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: nothing to resume; run without resume first")
+    content = read_whole(path, "fit")
     try:
-        with safe_open(path, "pt") as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["about"])
+        tensors, about = from_bytes(content), _about(content)
+        was, found = about.pop("sha256", None), _digest(tensors, about)
     except Exception as e: raise ValueError(f"{path} is damaged or no checkpoint: {e}") from e
-    if about.get("format") != _FORMAT: raise ValueError(f"{path} has format {about.get('format')!r}, this version reads {_FORMAT}")
+    if about.get("format") != _FORMAT: raise ValueError(f"{path} has format {about.get('format')!r}, this version reads {_FORMAT}; train anew without resume")
+    if was != found: raise ValueError(f"{path} is damaged or no checkpoint: its checksum differs; put a copy back, or train anew without resume")
     return tensors, about
 
-# %% ../nbs/09_train.ipynb #03a8072b
+# %% ../nbs/09_train.ipynb #bfa4b2df
 def _run(train, valid, batch_size, lr, seed, precision): # What must be the same when a run goes on
     return {"batch_size": int(batch_size), "lr": float(lr), "seed": int(seed), "precision": precision,
             "rows of train": len(train), "rows of valid": 0 if valid is None else len(valid),
             "sum of train.fields": int(train.fields.sum()), "sum of train.label": round(train.label.cpu().double().sum().item(), 3)}
 
-def _go_on(folder, model, optimiser, run): # Put everything back as it stood after the last whole epoch
-    tensors, about = _read(folder/_FILE)
-    was = about["run"]
+def _check_story(path, about, run, epochs): # Is it of this run, and not beyond what is asked for?
+    was, log = about.get("run"), about.get("log")
+    told = isinstance(was, dict) and isinstance(log, list) and log and all(isinstance(row, list) and len(row) == 4 for row in log)
+    if not told or [row[0] for row in log] != list(range(1, len(log) + 1)): raise ValueError(f"{path} is damaged or no checkpoint: its log is not one line per epoch")
     if differs := [f"{k} was {was.get(k)!r}, now {run[k]!r}" for k in run if was.get(k) != run[k]]:
-        raise ValueError(f"{folder/_FILE} is of another run: {', '.join(differs)}")
+        raise ValueError(f"{path} is of another run: {', '.join(differs)}; name another folder, or train anew without resume")
+    if len(log) > epochs: raise ValueError(f"{path} holds {len(log)} epochs, and epochs={epochs} asks for fewer: give epochs={len(log)} or more, or train anew without resume")
+
+# %% ../nbs/09_train.ipynb #f18a9db8
+def _layout(tensors): # Shape and type of each
+    return {k: f"{v.dtype} {tuple(v.shape)}".removeprefix("torch.") for k, v in tensors.items()}
+
+def _check_layout(path, tensors, model): # Names, shapes and types, before anything is put to use
+    wanted = {f"{part}.{k}": v for part in ("model", "best") for k, v in model.state_dict().items()}
+    for i, p in enumerate(model.parameters()): # a parameter that never had a gradient has no means
+        if any(k.startswith(f"adam.{i}.") for k in tensors):
+            wanted |= {f"adam.{i}.exp_avg": p, f"adam.{i}.exp_avg_sq": p, f"adam.{i}.step": torch.zeros((), dtype=torch.float32)}
+    found, wanted = _layout(tensors), _layout(wanted)
+    differ = [f"{k} is {found.get(k, 'missing')}, expected {wanted.get(k, 'nothing')}" for k in sorted(found.keys() | wanted) if found.get(k) != wanted.get(k)]
+    if differ: raise ValueError(f"{path} does not fit this model: {'; '.join(differ[:3])}{'; …' if differ[3:] else ''}")
+
+def _go_on(path, model, optimiser, run, epochs): # Put everything back as it stood after the last whole epoch
+    tensors, about = _read(path)
+    _check_story(path, about, run, epochs)
+    _check_layout(path, tensors, model)
     part = lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-    try: model.load_state_dict(part("model."))
-    except RuntimeError as e: raise ValueError(f"{folder/_FILE} does not fit this model: {e}") from e
     state = {}
     for k, v in part("adam.").items(): state.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
+    model.load_state_dict(part("model."))
     optimiser.load_state_dict(dict(state=state, param_groups=optimiser.state_dict()["param_groups"]))
-    return part("best."), about
+    return part("best."), about["log"]
 
-# %% ../nbs/09_train.ipynb #e188bda5
+# %% ../nbs/09_train.ipynb #214901fe
+def _hold(path): # The checkpoint's folder, for this run alone
+    if path is None: return contextlib.nullcontext()
+    held = contextlib.ExitStack()
+    try: held.enter_context(sole_writer(path.parent))
+    except BlockingIOError: raise
+    except OSError as e: raise OSError(e.errno, f"the folder for the checkpoint cannot be made or written to: {e.strerror}; name another folder", str(path.parent)) from e
+    return held
+
+def _try_out(path, model): # Is there room for the weights, the best weights and Adam's two means?
+    size, trial = 4*sum(v.nbytes for v in model.state_dict().values()), path.with_name("trial.part")
+    try: write_whole(trial, bytes(size))
+    except OSError as e: raise OSError(e.errno, f"training was not begun, because its checkpoint of {size/1e6:.1f} MB cannot be written: {e.strerror}", str(path)) from e
+    finally:
+        with contextlib.suppress(OSError): trial.unlink(missing_ok=True)
+
+# %% ../nbs/09_train.ipynb #574af006
 def fit(
     model: InterestModel, # Any module that maps a Batch to (B,) log-odds; changed in place
     train, # Batch to learn from
@@ -264,50 +312,58 @@ def fit(
     compile: bool = False, # Use torch.compile; needs a C++ compiler on the CPU
     patience: int | None = None, # Stop after so many epochs without a lower validation loss; None never stops early
     seed: int = 0, # Of the order of the rows
-    checkpoint: str | Path | None = None, # Folder that holds the state after each whole epoch; what is there is replaced
+    checkpoint: str | Path | None = None, # Folder that holds the state after each whole epoch; a checkpoint in it is replaced
     resume: bool = False, # Go on from the checkpoint
     progress: bool = True, # A bar on a terminal or in a notebook; never in a file
 ) -> History: # What happened; the model holds the weights of the best epoch
     """Train with Adam (9.6) on the mean loss (6.8) and keep the weights with the lowest validation loss.
 
-    Resuming on the CPU ends in the same bits as a run that was never interrupted.
+    Resuming on the CPU ends in the same bits as a run that was never interrupted. After Ctrl-C or an error on the way, the model
+    holds the best weights of the epochs that were finished; before the first one was, whatever the steps so far made of it.
 
     Raises: `ValueError` naming the argument or the checkpoint that is wrong, `FileNotFoundError` if there is no checkpoint
-    to resume, `FloatingPointError` if the loss is not finite, `RuntimeError` for a device that is not there.
+    to resume, `OSError` if it cannot be written (before the first epoch, if that can be known), `BlockingIOError` if another
+    run holds the folder, `FloatingPointError` if a loss or weight is not finite, `RuntimeError` for a device that is not there,
+    `KeyboardInterrupt` on Ctrl-C, saying what was saved and how to go on.
     """
     _check_numbers(epochs, batch_size, lr, precision, patience)
     _check_data(train, valid, patience, checkpoint, resume)
-    return _fit(model, train, valid, epochs, pick_device(device), compile, patience, checkpoint and Path(checkpoint), resume,
-                progress, _run(train, valid, batch_size, lr, seed, precision))
+    device, path = pick_device(device), None if checkpoint is None else Path(checkpoint)/_FILE
+    with _hold(path):
+        return _fit(model, train, valid, epochs, device, compile, patience, path, resume, progress, _run(train, valid, batch_size, lr, seed, precision))
 
-# %% ../nbs/09_train.ipynb #054000f1
+# %% ../nbs/09_train.ipynb #1539bb4f
 def _bar(progress, rows, epoch, epochs): # Quiet unless somebody watches
     watched = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return tqdm(total=rows, desc=f"epoch {epoch}/{epochs}", unit="rows", unit_scale=True, leave=False, disable=not watched)
 
-def _fit(model, train, valid, epochs, device, compile, patience, folder, resume, progress, run):
+def _fit(model, train, valid, epochs, device, compile, patience, path, resume, progress, run):
     model.to(device)
     train, valid = train.to(device), None if valid is None else valid.to(device)
     optimiser, best, log = _optimiser(model, run["lr"], device), {}, []
-    if resume:
-        best, about = _go_on(folder, model, optimiser, run)
-        log = about["log"]
+    if resume: best, log = _go_on(path, model, optimiser, run, epochs)
+    ahead, saved = range(len(log) + 1, epochs + 1), len(log)
+    if path and ahead and not _is_over(log, patience): _try_out(path, model)
     score = torch.compile(model) if compile else model
     cast = lambda: torch.autocast(device.type, torch.bfloat16) if run["precision"] == "bf16" else contextlib.nullcontext()
-    for epoch in range(len(log) + 1, epochs + 1):
-        if _is_over(log, patience): break
-        model.train()
-        with _order(device, run["seed"]*10_007 + epoch) as seed, _bar(progress, len(train), epoch, epochs) as bar:
-            loss = _epoch(score, model, train, optimiser, run["batch_size"], seed, cast, bar)
-        if not math.isfinite(loss): raise FloatingPointError(f"epoch {epoch}: the loss is {loss}; lower lr ({run['lr']}) or look for huge inputs")
-        log.append([epoch, loss, *(_judge(model, valid) if valid is not None else (None, None))])
-        if _best(log) == epoch: best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        if folder: _keep(folder, model, optimiser, best, dict(log=log, run=run))
-    model.load_state_dict(best)
-    model.eval()
+    try:
+        for epoch in ahead:
+            if _is_over(log, patience): break
+            model.train()
+            with _order(device, run["seed"]*10_007 + epoch) as seed, _bar(progress, len(train), epoch, epochs) as bar:
+                loss = _epoch(score, model, train, optimiser, run["batch_size"], seed, cast, bar)
+            _check_finite(model, epoch, loss, run["lr"], path, saved)
+            log.append([epoch, loss, *(_judge(model, valid) if valid is not None else (None, None))])
+            if _best(log) == epoch: best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            if path: _keep(path, model, optimiser, best, dict(log=log, run=run))
+            saved = epoch
+    except KeyboardInterrupt: raise KeyboardInterrupt(_how_to_go_on(path, saved)) from None
+    finally:
+        if best: model.load_state_dict(best)
+        model.eval()
     return History(pd.DataFrame(log, columns=["epoch", "train_loss", "valid_loss", "valid_auc"]).astype({"valid_loss": float, "valid_auc": float}), _best(log))
 
-# %% ../nbs/09_train.ipynb #e3438cab
+# %% ../nbs/09_train.ipynb #b60cb4bf
 @contextlib.contextmanager
 def _order(device, seed): # Random numbers of one epoch: dropout, if a model has it, repeats after a resume too
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -319,6 +375,18 @@ def _best(log): # Epoch of the lowest validation loss; without validation the la
 
 def _is_over(log, patience):
     return bool(log) and patience is not None and log[-1][0] - _best(log) >= patience
+
+def _check_finite(model, epoch, loss, lr, path, saved): # Before the checkpoint is replaced; the last step's weights have met no loss yet
+    if not math.isfinite(loss): what = f"the loss is {loss}"
+    elif not torch.stack([p.isfinite().all() for p in model.parameters()]).all(): what = "a weight is not finite any more"
+    else: return
+    kept = f"; {path} still holds the state after epoch {saved}" if path and saved else ""
+    raise FloatingPointError(f"epoch {epoch}: {what}; lower lr ({lr}) or look for huge inputs{kept}")
+
+def _how_to_go_on(path, saved): # What Ctrl-C leaves behind
+    if path is None: return f"stopped in epoch {saved + 1} and no checkpoint was asked for: give checkpoint=FOLDER to be able to go on"
+    if not saved: return f"stopped in epoch 1 and nothing was saved yet: the first state goes to {path} after epoch 1"
+    return f"stopped in epoch {saved + 1}; {path} holds the state after epoch {saved}: call fit again with resume=True"
 
 # %% ../nbs/09_train.ipynb #dbc1d747
 @dataclass
