@@ -6,11 +6,10 @@
 __all__ = ['FUSIONS', 'match', 'item_gap', 'BesideOwn', 'InterestModel', 'count_parameters', 'scenario_cost', 'count_flops',
            'size_table', 'start_loss', 'check_model', 'model_card']
 
-# %% ../nbs/08_model.ipynb #8e161fbc
+# %% ../nbs/08_model.ipynb #20d75a51
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +17,13 @@ from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import nn
 
 import multiscene_rec
-from .core import check_shape
+from .core import check_shape, read_whole, write_whole
 from .data import Batch
 from .extractor import FieldEmbedding, ReLUExtractor
 from .fusion import ConcatFusion, MeanFusion, OwnScenario, ScenarioAttention, fusion_parameters
@@ -99,7 +98,7 @@ class BesideOwn(nn.Module):
 FUSIONS = {"none": None, "own": OwnScenario, "mean": MeanFusion, "concat": ConcatFusion,
            "attention": ScenarioAttention, "attention+own": BesideOwn}
 
-# %% ../nbs/08_model.ipynb #79918e8c
+# %% ../nbs/08_model.ipynb #136ce48a
 def _options(fusion="attention", towers=False, d_embed=8, widths=(64, 32), hidden=(64,)): # Checked, with the defaults filled in
     if fusion not in FUSIONS: raise ValueError(f"fusion {fusion!r} is unknown; choose from {', '.join(FUSIONS)}")
     widths, hidden = tuple(widths), tuple(hidden)
@@ -112,15 +111,16 @@ def _options(fusion="attention", towers=False, d_embed=8, widths=(64, 32), hidde
 
 def _sizes(spec, o): # The sizes that follow from the data and the options
     names, e, d, reads = list(spec.fields), o["d_embed"], o["widths"][-1], o["fusion"] != "none"
-    if lost := [f for f in spec.item_fields if f not in names]:
+    at = {f: i for i, f in enumerate(names)}
+    if lost := [f for f in spec.item_fields if f not in at]:
         raise ValueError(f"spec.item_fields names {lost[0]!r}, which spec.fields does not have")
     if reads and not spec.item_fields:
         raise ValueError("spec.item_fields is empty: without a field of the item there is no query; name one, or take fusion 'none'")
     d_in = (len(names) + 1)*e + len(spec.dense) + 2*d*reads
     return SimpleNamespace(reads=reads, S=len(spec.scenarios), d=d, d_query=len(spec.item_fields)*e, d_in=d_in,
-        columns=[names.index(f) for f in spec.item_fields], heads=len(spec.scenarios) if o["towers"] else 1)
+        columns=[at[f] for f in spec.item_fields], heads=len(spec.scenarios) if o["towers"] else 1)
 
-# %% ../nbs/08_model.ipynb #de81e7cd
+# %% ../nbs/08_model.ipynb #34c78ab6
 class _Storage: # The part of a model that deals with files
     def save(self,
         folder: str | Path, # Made if it is not there; model.json and model.safetensors are written into it
@@ -128,6 +128,8 @@ class _Storage: # The part of a model that deals with files
         """Write `model.json` (what to build) and `model.safetensors` (the weights): data only, no code.
 
         Each file is written beside its place and then renamed, so that a reader finds it whole or not at all.
+
+        Raises: `ValueError` naming a tensor that is not finite, `OSError` naming the file if the disk is full.
         """
         _save(self, Path(folder))
 
@@ -135,10 +137,10 @@ class _Storage: # The part of a model that deals with files
     def load(cls,
         folder: str | Path, # The folder that save wrote
     ) -> "InterestModel": # The same model, on the CPU, in evaluation mode
-        """Build a saved model again.
+        """Build a saved model again; nothing is built before both files have been held against each other.
 
-        Raises: `FileNotFoundError` for a file that is missing, `ValueError` naming the file that is damaged, of another
-        format, or not the partner of the other.
+        Raises: `FileNotFoundError` for a file that is missing, `ValueError` naming the file that is damaged, edited, a pickle,
+        of another format, not the partner of the other, or the tensor that is not finite.
         """
         return _load(cls, Path(folder))
 
@@ -357,62 +359,116 @@ def check_model(
                          index=pd.Index(found, name="check"), columns=["found", "limit", "passed"])
     return table.assign(which=["", "", "", "", ", ".join(dead)])
 
-# %% ../nbs/08_model.ipynb #8ab96ebd
-_FORMAT = 1
+# %% ../nbs/08_model.ipynb #4abbd102
+_FORMAT = 2
 
-def _put(path, content): # The whole file or none: written beside its place, then renamed
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+def _checksum(about): # SHA-256 of what model.json says, this checksum left out; the order counts, for it is the order of the fields
+    text = json.dumps({k: v for k, v in about.items() if k != "checksum"}, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+def _check_finite(tensors, what): # No nan, no infinity
+    for name, x in tensors.items():
+        if not x.isfinite().all(): raise ValueError(f"{what}: tensor {name!r} is not finite, it holds nan or infinity; train again, with a smaller lr")
 
 def _save(model, folder):
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    _check_finite(tensors, "InterestModel.save")
+    folder.mkdir(parents=True, exist_ok=True)
     weights = to_bytes(tensors)
     about = dict(format=_FORMAT, spec=asdict(model.spec), options=model.options, sha256=hashlib.sha256(weights).hexdigest(),
                  tensors={k: list(v.shape) for k, v in tensors.items()})
-    text = json.dumps(about, indent=1, ensure_ascii=False)
-    _put(folder/"model.safetensors", weights)
-    _put(folder/"model.json", text.encode())
+    text = json.dumps(about | dict(checksum=_checksum(about)), indent=1, ensure_ascii=False)
+    write_whole(folder/"model.safetensors", weights)
+    write_whole(folder/"model.json", text.encode())
 
-# %% ../nbs/08_model.ipynb #c3a9aca9
-def _get(path): # The bytes of a file that must be there
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: give the folder that InterestModel.save wrote")
-    return path.read_bytes()
+# %% ../nbs/08_model.ipynb #ba9c7d6f
+_WRITER = "InterestModel.save"
+_ABOUT = {"format", "spec", "options", "sha256", "tensors", "checksum"}
+_PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
-def _about(path): # What model.json says, checked before anything is built
-    try: about = json.loads(_get(path).decode())
-    except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from e
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        found = about.get("format") if isinstance(about, dict) else None
-        raise ValueError(f"{path} has format {found!r}, this version reads {_FORMAT}; save the model again with this version")
-    if missing := {"spec", "options", "tensors", "sha256"} - set(about): raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+def _check_folder(folder): # Models of other programs are often pickles: say so, instead of asking for a file that nobody wrote
+    there = (folder/"model.json").is_file() and (folder/"model.safetensors").is_file()
+    found = [] if there or not folder.is_dir() else sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if found: raise ValueError(f"{folder/found[0]} is a pickle by its name, which can run code when opened, so it is not read: save again with {_WRITER}")
+
+def _about(path): # What model.json says: of this format, complete and unchanged
+    content = read_whole(path, _WRITER)
+    try:
+        about = json.loads(content.decode())
+        own = _checksum(about) if isinstance(about, dict) else None
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}") from None
+    found = about.get("format") if isinstance(about, dict) else None
+    if type(found) is not int or found != _FORMAT:
+        shown = found if type(found) in (int, type(None)) else f"of type {type(found).__name__}"
+        raise ValueError(f"{path} has format {shown}, this version reads {_FORMAT}; save the model again with this version")
+    if missing := _ABOUT - set(about): raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    if about["checksum"] != own: raise ValueError(f"{path} is damaged or was edited: its own checksum differs; save the model again with {_WRITER}")
     return about
 
+# %% ../nbs/08_model.ipynb #f4caf998
+def _whole(x, low=1): return type(x) is int and low <= x < 2**48 # A size that some file could have
+
+def _texts(x): return isinstance(x, list) and all(isinstance(v, str) for v in x)
+
+def _wholes(x): return isinstance(x, list) and all(map(_whole, x))
+
+_KINDS = dict(
+    spec=dict(scenarios=lambda x: isinstance(x, list) and len(x) > 0 and all(type(v) in (str, int) for v in x),
+        fields=lambda x: isinstance(x, dict) and all(map(_whole, x.values())), item_fields=_texts, dense=_texts, item_dense=_texts,
+        history=lambda x: _whole(x, 0), history_names=_texts),
+    options=dict(fusion=lambda x: isinstance(x, str), towers=lambda x: isinstance(x, bool), d_embed=_whole, widths=_wholes, hidden=_wholes))
+
+def _described(path, about): # Spec, options and the number of learned numbers that they need, from values whose kinds have been checked
+    for part, kinds in _KINDS.items():
+        given = about[part] if isinstance(about[part], dict) else {}
+        for odd in sorted(set(given) ^ set(kinds)): raise ValueError(f"{path} does not describe a model: {part} {'lacks' if odd in kinds else 'has an unknown'} {odd!r}")
+        for name, fits in kinds.items():
+            if not fits(given[name]): raise ValueError(f"{path} does not describe a model: {part}.{name} has a value of the wrong kind or size")
+    spec = Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["spec"].items()}) # JSON knows lists, Spec wants tuples
+    try: return spec, about["options"], sum(count_parameters(spec, **about["options"]).values())
+    except ValueError as e: raise ValueError(f"{path} does not describe a model: {e}") from None
+
+# %% ../nbs/08_model.ipynb #06de4dce
+def _header(path): # Name: shape of each tensor, without reading any; safe_open has held the header against the file's size
+    try:
+        with safe_open(path, "pt") as f: found = {k: f.get_slice(k) for k in f.keys()}
+        kinds, shapes = ({k: ask(v) for k, v in found.items()} for ask in (lambda v: v.get_dtype(), lambda v: list(v.get_shape())))
+    except (SafetensorError, OSError) as e:
+        read_whole(path, _WRITER)  # not there, or a pickle: it says so
+        raise ValueError(f"{path} is damaged: {e}") from None
+    for name, kind in kinds.items():
+        if kind not in ("F64", "F32", "F16", "BF16"): raise ValueError(f"{path}: tensor {name!r} holds {kind}, learned numbers are floating point")
+    return shapes
+
+def _check_shapes(path, found, shapes): # Every tensor of the model, and no other
+    if found == shapes: return
+    differ = sorted(k for k in shapes.keys() | set(found) if shapes.get(k) != dict(found).get(k))
+    raise ValueError(f"{path} does not fit the model it describes: {', '.join(differ[:5])}")
+
+# %% ../nbs/08_model.ipynb #2877f767
 def _weights(path, sha256): # The tensors, if the file is the one that was described
-    content = _get(path)
+    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is damaged, or is not the partner of the model.json beside it: its checksum differs")
-    try: return from_bytes(content)
-    except SafetensorError as e: raise ValueError(f"{path} is damaged: {e}") from e
-
-# %% ../nbs/08_model.ipynb #228d83e7
-def _spec_from(known): # JSON knows lists, Spec wants tuples
-    return Spec(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    try: weights = from_bytes(content)
+    except SafetensorError as e: raise ValueError(f"{path} is damaged: {e}") from None
+    _check_finite(weights, path)
+    return weights
 
 def _load(cls, folder):
-    about = _about(folder/"model.json")
-    weights = _weights(folder/"model.safetensors", about["sha256"])
-    try: model = cls(_spec_from(about["spec"]), **about["options"])
-    except (TypeError, ValueError, KeyError, AttributeError) as e: raise ValueError(f"{folder/'model.json'} does not describe a model: {e}") from e
-    shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
-    for name, found in (("model.json", about["tensors"]), ("model.safetensors", {k: list(v.shape) for k, v in weights.items()})):
-        if found != shapes:
-            differ = sorted(k for k in shapes.keys() | set(found) if shapes.get(k) != dict(found).get(k))
-            raise ValueError(f"{folder/name} does not fit the model it describes: {', '.join(differ[:5])}")
-    dtypes = {v.dtype for v in weights.values() if v.is_floating_point()}
+    _check_folder(folder)
+    paths = folder/"model.json", folder/"model.safetensors"
+    about = _about(paths[0])
+    spec, options, needed = _described(paths[0], about)
+    stored = _header(paths[1])
+    if needed > (held := sum(map(math.prod, stored.values()))):
+        raise ValueError(f"{paths[0]} does not fit: it describes a model of {needed:,} numbers, {paths[1].name} beside it holds {held:,}")
+    try:
+        with torch.device("meta"): shapes = {k: list(v.shape) for k, v in cls(spec, **options).state_dict().items()}
+    except (TypeError, ValueError) as e: raise ValueError(f"{paths[0]} does not describe a model: {e}") from None
+    for path, found in zip(paths, (about["tensors"], stored)): _check_shapes(path, found if isinstance(found, dict) else {}, shapes)
+    weights = _weights(paths[1], about["sha256"])
+    model, dtypes = cls(spec, **options), {v.dtype for v in weights.values()}
     if len(dtypes) == 1: model.to(dtypes.pop())
     model.load_state_dict(weights)
     return model.eval()
