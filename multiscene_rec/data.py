@@ -6,16 +6,18 @@
 __all__ = ['Schema', 'taste_correlation', 'scenario_loading', 'Mall', 'toy_mall', 'log_summary', 'expected_auc', 'auc_regret',
            'load_coupons', 'MovieLens', 'load_movielens_100k', 'read_log', 'Batch']
 
-# %% ../nbs/02_data.ipynb #d7f5dcc8
+# %% ../nbs/02_data.ipynb #67448003
 import copy
 import csv
 import gzip
 import http.client
 import importlib.util
+import io
 import os
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +57,11 @@ class Schema:
         """The five columns that every log must have."""
         return self.user, self.item, self.scenario, self.time, self.label
 
-# %% ../nbs/02_data.ipynb #c9edfb3c
+# %% ../nbs/02_data.ipynb #8c198b1b
 def _as_columns(name, value): # A tuple of names, from a tuple or list of names
     if isinstance(value, str):
         raise ValueError(f"Schema.{name}: give a tuple of column names, such as ({value!r},), not one string")
+    if not isinstance(value, (tuple, list)): raise ValueError(f"Schema.{name}: give a tuple of column names, got {value!r}")
     value = tuple(value)
     if not all(isinstance(v, str) and v for v in value):
         raise ValueError(f"Schema.{name}: column names are non-empty strings, got {value!r}")
@@ -520,12 +523,12 @@ def load_movielens_100k(
         users[["user_id", "age", "gender", "occupation", "age_band"]], items[["item_id", "title", "year", "genre", "genres"]],
         Schema(categorical=("gender", "occupation", "genre"), numeric=("age",), item_columns=("genre",)))
 
-# %% ../nbs/02_data.ipynb #8be499aa
-def _fail_at(path, column, x, bad, rule): # The first bad row, as an error
+# %% ../nbs/02_data.ipynb #fbc6b5e6
+def _fail_at(path, column, x, bad, rule): # The first bad row, as an error; the index of x says which row a value is of
     if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        value = None if pd.isna(x.iloc[row]) else x.iloc[row]
-        raise ValueError(f"{path}: column {column!r}, row {row + 1} below the header: {value!r} is not {rule}")
+        at = int(np.flatnonzero(bad)[0])
+        value = None if pd.isna(x.iloc[at]) else x.iloc[at]
+        raise ValueError(f"{path}: column {column!r}, row {x.index[at] + 1} below the header: {value!r} is not {rule}")
 
 def _numbers(x): # Numbers from text, true and false included; NaN where that is impossible
     if not (pd.api.types.is_object_dtype(x) or pd.api.types.is_string_dtype(x)): return pd.to_numeric(x)
@@ -545,7 +548,15 @@ def _ids(x): # Whole numbers where writing them back gives the same text ("007" 
         return _whole(text.str.removesuffix(".0").astype("int64").astype("Int64").reindex(x.index))
     return text.reindex(x.index)
 
-# %% ../nbs/02_data.ipynb #75f78573
+# %% ../nbs/02_data.ipynb #06f298c5
+def _one_clock(path, column, x): # Either every ISO time names its zone or none does: else some would be hours off, unseen
+    text = x.dropna().astype(str).str.strip()
+    zoned = text.str.contains(r"\d[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$").to_numpy(dtype=bool)
+    if zoned.all() or not zoned.any(): return
+    without, named = (int(text.index[flags.argmax()]) for flags in (~zoned, zoned))
+    raise ValueError(f"{path}: column {column!r}, row {without + 1} below the header: {text[without]!r} names no time zone, but row {named + 1} does "
+        f"({text[named]!r}); write the zone in every row, such as 2026-01-31T12:00:00Z")
+
 def _seconds(path, column, x): # Whole seconds since 1970 UTC, from whole numbers or ISO times
     number = _numbers(x) if not pd.api.types.is_datetime64_any_dtype(x) else pd.Series(np.nan, x.index)
     if (number.notna() == x.notna()).all():
@@ -555,69 +566,134 @@ def _seconds(path, column, x): # Whole seconds since 1970 UTC, from whole number
     stamp = pd.to_datetime(x, utc=True, errors="coerce", **({} if x.dtype.kind == "M" else {"format": "ISO8601"}))
     rule = "an ISO time such as 2026-01-31T12:00:00Z (the column is not all whole seconds)"
     _fail_at(path, column, x, stamp.isna() & x.notna(), rule)
+    if x.dtype.kind != "M": _one_clock(path, column, x)
     return _whole(((stamp - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)))
 
+# %% ../nbs/02_data.ipynb #24de2358
 def _labels(path, column, x): # 0 to 1
     y = _numbers(x).astype("float64")
     _fail_at(path, column, x, ~((y >= 0) & (y <= 1)), "a label from 0 to 1 (1 = clicked, 0 = shown and not clicked)")
     return y.astype("int64") if y.isin((0, 1)).all() else y
 
-# %% ../nbs/02_data.ipynb #c348a3a9
-def _read_csv(path, schema): # Columns that carry meaning as text, to be parsed by us; the rest as pandas finds them
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
-            header = f.readline().rstrip("\r\n")
-        if not header: raise ValueError(f"{path} is empty: expected a header line with {', '.join(schema.required)}")
-        names = {sep: [n.strip() for n in next(csv.reader([header], delimiter=sep))] for sep in ",;\t|"}
-        sep = max(names, key=lambda s: (len(set(names[s]) & set(schema.required)), len(names[s])))
-        log = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig", low_memory=False, index_col=False,
-            skipinitialspace=True, keep_default_na=False, na_values=[""], dtype={c: "object" for c in schema.required + schema.categorical})
-        log.columns = log.columns.str.strip()
-        if sep == ";": # a comma may stand for the decimal point
-            for c in {schema.time, schema.label} & set(log.columns): log[c] = log[c].str.replace(",", ".", regex=False)
-        return log
-    except UnicodeDecodeError: raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    except gzip.BadGzipFile: raise ValueError(f"{path} ends in .gz but is not a gzip file") from None
-    except pd.errors.ParserError as e: raise ValueError(f"{path} is not a table: {str(e).strip()}") from None
+def _quantities(path, column, x): # Finite numbers; missing ones may be missing
+    number = _numbers(x)
+    _fail_at(path, column, x, number.isna() & x.notna(), "a number")
+    infinite = np.isinf(number.to_numpy(dtype="float64", na_value=np.nan))
+    _fail_at(path, column, x, infinite, "a finite number; leave the cell empty where the value is not known")
+    return number
 
-# %% ../nbs/02_data.ipynb #bfd25ec3
+def _typed(path, column, x, schema): # A named column in its own type; others as they are
+    if column == schema.time: return _seconds(path, column, x)
+    if column == schema.label: return _labels(path, column, x)
+    if column == schema.scenario: return x.dropna().astype(str).reindex(x.index)
+    if column in schema.numeric: return _quantities(path, column, x)
+    return _ids(x) if column in (schema.user, schema.item, *schema.categorical) else x
+
+# %% ../nbs/02_data.ipynb #01f4e18a
+_CHUNK = 500_000 # Rows of a csv read at a time
+
+def _different(code, words): # Values in order of first appearance, indexed by the row of that; and which one stands in each row
+    code, seen = pd.factorize(code)
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(code), prepend=-1))
+    return code, pd.Series(np.append(words, np.nan)[seen], index=first, dtype=object) # a code of -1 is "missing"
+
+def _pooled(parts): # (codes, words) of each block of rows -> codes of all rows, words of all blocks, each once
+    to, words = pd.factorize(np.concatenate([words for _, words in parts]))
+    start = np.cumsum([0, *(len(words) for _, words in parts)])
+    code = [np.append(to[a:b], -1)[code] for a, b, (code, _) in zip(start, start[1:], parts)]
+    return np.concatenate(code), words
+
+def _as_pandas_finds(x, decimal): # Text in the type that read_csv would give a column that holds it
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([v] for v in ["x", *x.where(x.notna(), "")])
+    text.seek(0)
+    out = pd.read_csv(text, decimal=decimal, keep_default_na=False, na_values=[""], skip_blank_lines=False, low_memory=False).iloc[:, 0]
+    return out.set_axis(x.index)
+
+# %% ../nbs/02_data.ipynb #0be8fa0d
+def _check_columns(path, columns, schema): # Each once, and all that a log needs
+    columns = list(columns)
+    twice = [c for c in columns if c != "" and columns.count(c) > 1]
+    if twice: raise ValueError(f"{path}: column {twice[0]!r} stands twice in the header; rename one of the two, or take it out")
+    missing = [c for c in schema.required if c not in columns]
+    if missing:
+        there = ", ".join(map(str, columns))
+        raise ValueError(f"{path}: missing column {', '.join(map(repr, missing))}; there are: {there}. Rename it, or name yours in the Schema")
+
+def _header(path, schema): # The separator and the names in the first line
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
+        header = f.readline().rstrip("\r\n")
+    if not header: raise ValueError(f"{path} is empty: expected a header line with {', '.join(schema.required)}")
+    if "\0" in header: raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8")
+    names = {sep: [n.strip() for n in next(csv.reader([header], delimiter=sep))] for sep in ",;\t|"}
+    sep = max(names, key=lambda s: (len(set(names[s]) & set(schema.required)), len(names[s])))
+    return sep, names[sep]
+
+# %% ../nbs/02_data.ipynb #55acadbd
+def _in_blocks(path, sep): # Every column of a csv as text: name -> codes of all rows and words
+    blocks, columns = {}, {}
+    for block in pd.read_csv(path, sep=sep, encoding="utf-8-sig", index_col=False, skipinitialspace=True, keep_default_na=False, na_values=[""],
+            dtype="object", chunksize=_CHUNK):
+        for c in block:
+            code, words = pd.factorize(block[c])
+            blocks.setdefault(str(c).strip(), []).append((code.astype(np.int32), np.asarray(words, dtype=object)))
+    for c in list(blocks): columns[c] = _pooled(blocks.pop(c))
+    return columns
+
+def _csv_frame(path, schema): # Read as text, then each different text of a column once in its own type
+    sep, names = _header(path, schema)
+    _check_columns(path, names, schema)
+    decimal, columns, log = "," if sep == ";" else ".", _in_blocks(path, sep), {}
+    named = (*schema.required, *schema.categorical)
+    for c in list(columns):
+        code, x = _different(*columns.pop(c))
+        if sep == ";" and c in (schema.time, schema.label): x = x.str.replace(",", ".", regex=False) # a comma may stand for the decimal point
+        if len(x): log[c] = _typed(path, c, x if c in named else _as_pandas_finds(x, decimal), schema).array.take(code)
+    return pd.DataFrame(log, copy=False)
+
+# %% ../nbs/02_data.ipynb #313c8af7
+def _read_csv(path, schema): # What can be wrong with the file, each in words of its own
+    try: return _csv_frame(path, schema)
+    except UnicodeDecodeError: raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except EOFError: raise ValueError(f"{path} is cut off: fetch or write it again") from None
+    except (gzip.BadGzipFile, zlib.error) as e:
+        if "Not a gzipped file" in str(e): raise ValueError(f"{path} ends in .gz but is not a gzip file; take .gz off its name") from None
+        raise ValueError(f"{path} is damaged ({e}): fetch or write it again") from None
+    except (pd.errors.ParserError, csv.Error) as e: raise ValueError(f"{path} is not a table: {str(e).strip()}") from None
+
+def _read_parquet(path, schema): # The same columns with the types that they have there
+    parquet = require("pyarrow.parquet", "data")
+    try: log = parquet.read_table(path).to_pandas().reset_index(drop=True)
+    except (ValueError, OSError) as e: raise ValueError(f"{path} is no parquet file, or a damaged one ({str(e).strip()}): write it again") from None
+    _check_columns(path, log.columns, schema)
+    for c in [c for c in log if c in (*schema.required, *schema.categorical, *schema.numeric)]:
+        listed = np.array([isinstance(v, (list, dict, np.ndarray)) for v in log[c]] if log[c].dtype == object else [])
+        if listed.any(): _fail_at(path, c, log[c].astype(str), listed, "one value; split lists into rows or columns of their own")
+        log[c] = _typed(path, c, log[c], schema)
+    return log
+
+# %% ../nbs/02_data.ipynb #859dbdb6
 def read_log(
     path: str | os.PathLike, # A file ending in .csv, .csv.gz or .parquet
     schema: Schema = Schema(), # Which column means what
 ) -> pd.DataFrame: # Every column of the file; times in whole seconds, labels from 0 to 1
     """Read a log of your own; commas, semicolons, tabs, a byte-order mark and Windows line ends are all fine.
 
-    Ids that are whole numbers become integers. Times may be whole seconds or ISO text (UTC where no zone is named).
+    Ids that are whole numbers become integers. Times may be whole seconds or ISO text (UTC where no row names a zone).
 
-    Raises: `FileNotFoundError`; `ValueError` for an unknown ending, an empty file, a missing column (naming it and
-    what is there), a time that is none, a label outside 0 to 1; `ImportError` for parquet without the `data` extra.
+    Raises: `FileNotFoundError`; `ValueError` for an unknown ending, a file that is empty, cut off, damaged or not UTF-8,
+    a column that is missing (naming it and what is there) or stands twice, a time that is none, a zone in some rows only,
+    an infinite number, a label outside 0 to 1; `ImportError` for parquet without the `data` extra.
     """
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no such file: {path}")
     if path.name.endswith((".csv", ".csv.gz")): log = _read_csv(path, schema)
-    elif path.suffix == ".parquet": log = require("pyarrow.parquet", "data").read_table(path).to_pandas()
+    elif path.suffix == ".parquet": log = _read_parquet(path, schema)
     else: raise ValueError(f"{path}: unknown ending; read_log reads .csv, .csv.gz and .parquet")
-    missing = [c for c in schema.required if c not in log.columns]
-    if missing:
-        there = ", ".join(map(str, log.columns))
-        raise ValueError(f"{path}: missing column {', '.join(map(repr, missing))}; there are: {there}. Rename it, or name yours in the Schema")
-    if log.empty: raise ValueError(f"{path} has a header and no rows")
-    return _typed(path, log.reset_index(drop=True), schema)
-
-# %% ../nbs/02_data.ipynb #3a93ca18
-def _typed(path, log, schema): # Every named column in its own type
-    for c in (schema.user, schema.item, *(c for c in schema.categorical if c in log)): log[c] = _ids(log[c])
-    for c in (c for c in schema.numeric if c in log):
-        number = _numbers(log[c])
-        _fail_at(path, c, log[c], number.isna() & log[c].notna(), "a number")
-        log[c] = number
-    log[schema.time] = _seconds(path, schema.time, log[schema.time])
-    log[schema.label] = _labels(path, schema.label, log[schema.label])
-    known = log[schema.scenario].dropna().astype(str)
-    log[schema.scenario] = known.reindex(log.index)
+    if log.empty: raise ValueError(f"{path} has a header and no rows: was the log written in full?")
     return log
 
-# %% ../nbs/02_data.ipynb #f3593a44
+# %% ../nbs/02_data.ipynb #ebbe3784
 _PARTS = { # name of a part: its axes and its type
     "fields": ("B F", torch.int64), "dense": ("B D", torch.float32),
     "scenario": ("B", torch.int64), "label": ("B", torch.float32),
@@ -638,20 +714,25 @@ def _check_parts(batch): # Kind, type, shape and device of every part
         except ValueError as e: raise ValueError(f"Batch.{name}: {e}") from None
     return sizes
 
-def _check_rows(name, x, good, rule): # The first row that breaks the rule is named
-    if not good.all():
-        row = (~good).nonzero()[0, 0].item()
-        raise ValueError(f"Batch.{name}: row {row} is {x[row].tolist()}, expected {rule}")
+_BLOCK = 2**24 # Numbers looked at together: checks of a large table must not need its memory once more
 
-# %% ../nbs/02_data.ipynb #18f92fad
+def _check_rows(name, x, rule, good): # The first row that breaks the rule is named; good says of rows which keep it
+    step = max(1, _BLOCK//max(1, x[:1].numel()))
+    for start in range(0, len(x), step):
+        ok = good(x[start:start + step])
+        if not ok.all():
+            row = start + (~ok).nonzero()[0, 0].item()
+            raise ValueError(f"Batch.{name}: row {row} is {x[row].tolist()}, expected {rule}")
+
+# %% ../nbs/02_data.ipynb #12345909
 def _check_values(batch, sizes): # Values that would index past a table, or make the loss undefined
     for name, end in (("scenario", sizes["S"]), ("history_row", sizes["R"])):
         x = getattr(batch, name)
-        _check_rows(name, x, (x >= 0) & (x < end), f"0 to {end - 1}")
-    _check_rows("fields", batch.fields, (batch.fields >= 0).all(1), "ids of 0 or more")
-    _check_rows("dense", batch.dense, batch.dense.isfinite().all(1), "finite numbers; fill what is missing first")
-    _check_rows("label", batch.label, (batch.label >= 0) & (batch.label <= 1), "a number from 0 to 1")
-    _check_rows("history_table", batch.history_table, batch.history_table.isfinite().flatten(1).all(1), "finite numbers")
+        _check_rows(name, x, f"0 to {end - 1}", lambda x: (x >= 0) & (x < end))
+    _check_rows("fields", batch.fields, "ids of 0 or more", lambda x: (x >= 0).all(1))
+    _check_rows("dense", batch.dense, "finite numbers; fill what is missing first", lambda x: x.isfinite().all(1))
+    _check_rows("label", batch.label, "a number from 0 to 1", lambda x: (x >= 0) & (x <= 1))
+    _check_rows("history_table", batch.history_table, "finite numbers", lambda x: x.isfinite().flatten(1).all(1))
 
 def _as_index(rows, n): # What goes into brackets, checked: a slice or an index tensor
     if isinstance(rows, (int, np.integer)) and not isinstance(rows, bool):

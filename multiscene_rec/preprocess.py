@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from .core import check_shape
 from .data import Batch, Schema
 
-# %% ../nbs/03_preprocess.ipynb #9b097df5
+# %% ../nbs/03_preprocess.ipynb #52948da6
 def _check_log(log, columns, what): # All columns there, every row with a label of its own
     missing = [c for c in columns if c not in log.columns]
     if missing: raise ValueError(f"{what}: there is no column {missing[0]!r}; the columns are {', '.join(map(str, log.columns))}")
@@ -31,8 +31,9 @@ def _as_float(column): # Numbers; what is no number becomes nan
 
 def _empty(column): # Missing, or a string of blanks
     out = column.isna().to_numpy()
-    if not pd.api.types.is_numeric_dtype(column): out = out | (column.astype(str).str.strip() == "").to_numpy(dtype=bool)
-    return out
+    if pd.api.types.is_numeric_dtype(column): return out
+    code, words = pd.factorize(column) # a rule for words looks at each different word once
+    return out | np.append([str(w).strip() == "" for w in words], False).astype(bool)[code]
 
 def _outside(column, low, high): # True where the value is no number from low to high
     x = _as_float(column)
@@ -43,17 +44,20 @@ def _bad_price(column, limit): # Not finite, not above 0, or more than limit tim
     good = np.isfinite(x) & (x > 0)
     return ~good | (x > limit*np.median(x[good])) if good.any() else ~good
 
-# %% ../nbs/03_preprocess.ipynb #180726db
+# %% ../nbs/03_preprocess.ipynb #a4a9a050
 def _one_spelling(column): # The column with each name in its commonest spelling, and where that changed something
-    out = column.astype(object)
-    text = out.map(lambda v: isinstance(v, str) and v.strip() != "").to_numpy(dtype=bool)
-    names = out[text].value_counts().rename_axis("raw").reset_index(name="rows")
-    names["short"] = names.raw.astype(object).map(str.strip)
+    code, words = pd.factorize(column)
+    words = pd.Series(np.asarray(words, dtype=object), dtype=object)
+    text = words.map(lambda v: isinstance(v, str) and v.strip() != "").to_numpy(dtype=bool)
+    names = pd.DataFrame(dict(short=words[text].map(str.strip), rows=np.bincount(code[code >= 0], minlength=len(words))[text]))
     names["folded"] = names.short.map(str.casefold)
     best = names.groupby(["folded", "short"], as_index=False).rows.sum()
     best = best.sort_values(["rows", "short"], ascending=[False, True]).drop_duplicates("folded").set_index("folded").short
-    out[text] = out[text].map(dict(zip(names.raw, names.folded.map(best))))
-    return out, text & (out != column.astype(object)).to_numpy(dtype=bool, na_value=False)
+    spelled = words.copy()
+    spelled[text] = names.folded.map(best)
+    changed = np.append(text & (spelled != words).to_numpy(dtype=bool), False)[code]
+    out = np.append(spelled.to_numpy(), np.nan)[code] # a code of -1 is "missing"
+    return pd.Series(out, index=column.index, name=column.name, dtype=object), changed
 
 # %% ../nbs/03_preprocess.ipynb #1643f34b
 def _resent(log, schema, window): # True where the same event stood earlier, by at most window seconds
@@ -123,7 +127,7 @@ def _nothing_left(log, counts, schema): # The message when every row broke a rul
     hint = f"; if the times in {schema.time!r} are milliseconds, divide them by 1000" if milli else ""
     return f"clean: no row of {len(log):,} is left; rule '{worst.rule}' dropped {worst.rows:,}{hint}"
 
-# %% ../nbs/03_preprocess.ipynb #8b41674a
+# %% ../nbs/03_preprocess.ipynb #b90c483c
 def clean(
     log: pd.DataFrame, # Events, one a row, columns named by the schema
     schema: Schema = Schema(), # Which column is what
@@ -145,7 +149,7 @@ def clean(
         bad = rule(out)
         counts.append((name, "dropped", int(bad.sum())))
         hits.append(pd.DataFrame(dict(row=out.index[bad], rule=name)))
-        out = out[~bad]
+        out = out[~bad] if bad.any() else out
     counts = pd.DataFrame(counts, columns=["rule", "action", "rows"])
     if len(log) and not len(out): raise ValueError(_nothing_left(log, counts, schema))
     out = out.assign(**{c: _whole(out[c]) for c in (schema.user, schema.item, schema.time, schema.label)})
@@ -279,20 +283,20 @@ def skewness(
     x = _fit_numbers(x, "skewness")
     return float((StandardScore().fit(x).transform(x)**3).mean())
 
-# %% ../nbs/03_preprocess.ipynb #15c3fb06
-def _words(values, what): # The column as int64 or str, indexed by position, missing values left out; and its kind
+# %% ../nbs/03_preprocess.ipynb #eefc3c89
+def _words(values, what): # Which of the words each row has, -1 where missing; the different words, as int64 or str; their kind
     if isinstance(values, torch.Tensor): values = values.detach().cpu().numpy()
     s = pd.Series(list(values) if isinstance(values, tuple) else values).reset_index(drop=True)
-    s = s[s.notna()]
-    if isinstance(s.dtype, pd.CategoricalDtype): s = s.astype(object)
-    if not len(s): return s.astype(object), None
-    kind = {"i": "integer", "u": "integer", "b": "integer", "f": "floating"}.get(s.dtype.kind) or pd.api.types.infer_dtype(s)
-    if kind == "floating" and s.abs().max() <= 2**53 and not (s % 1).any(): kind = "integer" # a missing id made floats of all
-    if kind == "string": return s.astype(object), "strings"
-    if kind in ("integer", "boolean") and -2**63 <= int(s.min()) and int(s.max()) < 2**63: return s.astype("int64"), "whole numbers"
+    code, words = pd.factorize(s)
+    if not len(words): return code, pd.Index([], dtype=object), None
+    words = pd.Index(words) if not isinstance(s.dtype, pd.CategoricalDtype) else pd.Index(np.asarray(words))
+    kind = {"i": "integer", "u": "integer", "b": "integer", "f": "floating"}.get(words.dtype.kind) or pd.api.types.infer_dtype(words)
+    if kind == "floating" and abs(words).max() <= 2**53 and not (words % 1).any(): kind = "integer" # a missing id made floats of all
+    if kind == "string": return code, words.astype(object), "strings"
+    if kind in ("integer", "boolean") and -2**63 <= int(words.min()) and int(words.max()) < 2**63: return code, words.astype("int64"), "whole numbers"
     raise ValueError(f"{what} needs strings, or whole numbers of 64 bits, got {kind} values: convert the column with .astype(str)")
 
-# %% ../nbs/03_preprocess.ipynb #617ee18b
+# %% ../nbs/03_preprocess.ipynb #9d845da2
 class _Coder: # The two directions of a vocabulary
     def __len__(self) -> int: # Number of ids
         """One more than the words it knows."""
@@ -302,13 +306,12 @@ class _Coder: # The two directions of a vocabulary
         values: pd.Series, # (n,) of the kind it was fitted on; lists, arrays and tensors too
     ) -> np.ndarray: # (n,) int64 ids; 0 where unknown or missing
         """Words to ids. Raises: `ValueError` if it knows strings and is given numbers, or the other way round."""
-        s, kind = _words(values, "Vocabulary")
+        code, words, kind = _words(values, "Vocabulary")
         mine = "strings" if isinstance((self.words or [0])[0], str) else "whole numbers"
         if kind and self.words and kind != mine:
             raise ValueError(f"this vocabulary knows {mine}, the column holds {kind}: convert the column")
-        ids = np.zeros(len(values), dtype=np.int64)
-        if kind and self.words: ids[s.index] = pd.Index(self.words).get_indexer(s) + 1
-        return ids
+        if not kind or not self.words: return np.zeros(len(values), dtype=np.int64)
+        return np.append(pd.Index(self.words).get_indexer(words) + 1, 0)[code]
 
     def decode(self,
         ids: np.ndarray, # (n,) whole numbers, 0 to len - 1
@@ -319,7 +322,7 @@ class _Coder: # The two directions of a vocabulary
             raise ValueError(f"ids go from 0 to {len(self) - 1}, got {ids.min()} to {ids.max()}")
         return [self.words[i - 1] if i else None for i in ids.tolist()]
 
-# %% ../nbs/03_preprocess.ipynb #d85e97ed
+# %% ../nbs/03_preprocess.ipynb #defb5a54
 @dataclass
 class Vocabulary(_Coder):
     """Number the words of a column: 0 is unknown, 1 the commonest word; words equally common stand in sorted order.
@@ -337,7 +340,8 @@ class Vocabulary(_Coder):
         values: pd.Series, # (n,) strings or whole numbers of the training rows; missing values are left out
     ) -> "Vocabulary": # Itself
         """Learn the words. Raises: `ValueError` for fractions and for a mix of kinds."""
-        count = _words(values, "Vocabulary")[0].value_counts()
+        code, words, _ = _words(values, "Vocabulary")
+        count = pd.Series(np.bincount(code[code >= 0], minlength=len(words)), index=words)
         count = count[count >= self.min_count].sort_index().sort_values(ascending=False, kind="stable")
         self.words = tuple(count.index.tolist())
         return self
@@ -462,11 +466,17 @@ class Spec:
         """Local id plus offset is the id in `Batch.fields`."""
         return tuple(np.cumsum([0, *self.fields.values()])[:-1].tolist())
 
-# %% ../nbs/03_preprocess.ipynb #bdfc0213
+# %% ../nbs/03_preprocess.ipynb #fc34ec41
 def _table(given, key, columns, train, what): # The frame of users or items; without one, the last row of each in train
     if given is None: return train[[key, *(c for c in columns if c in train)]].drop_duplicates(key, keep="last").reset_index(drop=True)
     _check_log(given.reset_index(drop=True), [key], what)
-    if given[key].isna().any() or not given[key].is_unique: raise ValueError(f"{what}: column {key!r} must name every row once, none empty")
+    empty, again = given[key].isna().to_numpy(), given[key].duplicated().to_numpy()
+    if empty.any(): raise ValueError(f"{what}: column {key!r} is empty in row {empty.argmax()}; drop the rows without an id")
+    if again.any():
+        second = int(again.argmax())
+        first = int((given[key] == given[key].iloc[second]).argmax())
+        raise ValueError(f"{what}: {key} {given[key].tolist()[second]!r} stands twice, in rows {first} and {second}; "
+            f"keep one row of each, such as {what}.drop_duplicates({key!r}, keep='last')")
     return given.reset_index(drop=True)
 
 def _column(frame, name, schema, users, items): # A column of the frame, or looked up among items or users; missing where the id is new
@@ -480,16 +490,19 @@ def _times(frame, schema): # Whole seconds
     if not np.isfinite(time).all(): raise ValueError(f"column {schema.time!r}, row {np.isfinite(time).argmin()}: no time in seconds; clean the log first")
     return np.floor(time).astype(np.int64)
 
-# %% ../nbs/03_preprocess.ipynb #1b09aecc
+# %% ../nbs/03_preprocess.ipynb #de15c3ad
 def _fit_scale(x, name): # A standard score, after a logarithm where the tail is heavy
     known = _fit_numbers(x, f"column {name!r}")
     log = bool(known.min() >= 0 and skewness(known) > 1)
     return log, StandardScore().fit(log_scale(known) if log else known)
 
-def _scale(x, log, score): # (n,) float64; missing becomes 0, the mean
+def _scale(x, name, log, score): # (n,) float64; missing becomes 0, the mean
+    x = _numbers(x, f"column {name!r}")
+    if np.isinf(x).any(): raise ValueError(f"column {name!r}, row {np.isinf(x).argmax()}: an infinite value; clean the log, or make it missing")
+    if log and (x < 0).any(): raise ValueError(f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training row was; clean the log, or make it missing")
     return np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0.)
 
-# %% ../nbs/03_preprocess.ipynb #286f8872
+# %% ../nbs/03_preprocess.ipynb #10ea486a
 def _new_rows(log, frame, keys): # True where the log does not hold the row of frame already; twins are matched one to one
     both = pd.concat([log[list(keys)], frame[list(keys)]], ignore_index=True)
     code = both.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
@@ -497,10 +510,13 @@ def _new_rows(log, frame, keys): # True where the log does not hold the row of f
     return pd.Series(new).groupby(new).cumcount().to_numpy() >= np.bincount(old, minlength=code.max(initial=0) + 1)[new]
 
 def _moments(user, time): # Each user and moment once, sorted; and which one belongs to each row
-    pairs = pd.DataFrame(dict(user=user, time=time))
-    moments = pairs.drop_duplicates().sort_values(["user", "time"], ignore_index=True)
-    row = pairs.merge(moments.assign(row=np.arange(len(moments))), on=["user", "time"], how="left").row
-    return moments.user.to_numpy(), moments.time.to_numpy(), row.to_numpy(dtype=np.int64)
+    order = np.lexsort((time, user))
+    user, time = user[order], time[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
+    row = np.empty(len(order), dtype=np.int64)
+    row[order] = np.cumsum(new) - 1
+    return user[new], time[new], row
 
 def _history_columns(schema): # Item columns that histories count
     return schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,)
@@ -519,29 +535,54 @@ def _past(prep, frame): # What histories count, as arrays: time, scenario, label
     scenario = Vocabulary(words=prep.scenarios).encode(frame[schema.scenario]) - 1
     return _times(frame, schema), scenario, _as_float(frame[schema.label]), np.stack(columns, 1)
 
-# %% ../nbs/03_preprocess.ipynb #5337424b
+# %% ../nbs/03_preprocess.ipynb #d24f44d0
+_BLOCK = 2**21 # Numbers of the sums (3.8) that are held at a time
+
 def _history_names(prep): # V names: each known value of each history column, then all items
     return [f"{c}={w}" for c in _history_columns(prep.schema) for w in _counted(prep, c)] + ["all items"]
 
-def _histories(prep, frame, sources): # history_table (R, S, H), present_table (R, S), history_row (n,)
-    schema, S, V = prep.schema, len(prep.scenarios), len(_history_names(prep))
-    users = pd.concat([frame[schema.user], *(s[schema.user] for s in sources)], ignore_index=True)
-    user = pd.factorize(users)[0]
-    time, scenario, label, values = (np.concatenate(part) for part in zip(*(_past(prep, s) for s in sources)))
-    g_user, g_time, row = _moments(user[:len(frame)], _times(frame, schema))
-    k = (user[len(frame):] >= 0) & (scenario >= 0) # a row without a user or in an unknown scenario is nobody's history
-    if not np.isfinite(label[k]).all(): raise ValueError(f"column {schema.label!r} has missing labels; clean the log first")
-    shown, clicked = history_sums(user[len(frame):][k], time[k], scenario[k], label[k], values[k], V, g_user, g_time, S)
-    place = np.broadcast_to(np.eye(S), (len(shown), S, S)) # whose history this is: one extractor reads them all
-    table = np.concatenate([residual_clicks(shown, clicked, prep.rate), np.log1p(shown), place], 2).astype(np.float32)
-    return torch.from_numpy(table), torch.from_numpy(shown[:, :, -1] > 0), torch.tensor(row)
+def _blocks(user, width): # (first, last) of runs of whole users; a run has about as many moments as fit into _BLOCK numbers
+    first = np.append(np.flatnonzero(np.diff(user, prepend=user[:1] - 1)), len(user)) # where a user begins
+    start = 0
+    while start < len(user):
+        end = int(first[max(np.searchsorted(first, start + _BLOCK//width, side="right") - 1, np.searchsorted(first, start, side="right"))])
+        yield start, end
+        start = end
 
-# %% ../nbs/03_preprocess.ipynb #0d00ca6d
+def _by_user(prep, frame, sources): # The moments of frame and what histories count, both in order of user
+    schema = prep.schema
+    user = pd.factorize(pd.concat([frame[schema.user], *(s[schema.user] for s in sources)], ignore_index=True))[0]
+    time, scenario, label, values = (np.concatenate(part) for part in zip(*(_past(prep, s) for s in sources)))
+    moments = _moments(user[:len(frame)], _times(frame, schema))
+    user = user[len(frame):]
+    order = np.argsort(user, kind="stable")
+    order = order[(user[order] >= 0) & (scenario[order] >= 0)] # a row without a user or in an unknown scenario is nobody's history
+    if not np.isfinite(label[order]).all(): raise ValueError(f"column {schema.label!r} has missing labels; clean the log first")
+    return moments, [x[order] for x in (user, time, scenario, label, values)]
+
+def _histories(prep, frame, sources): # history_table (R, S, H), present_table (R, S), history_row (n,)
+    S, V = len(prep.scenarios), len(_history_names(prep))
+    (g_user, g_time, row), past = _by_user(prep, frame, sources)
+    table, present = np.empty((len(g_user), S, 2*V + S), dtype=np.float32), np.empty((len(g_user), S), dtype=bool)
+    for a, b in _blocks(g_user, S*V):
+        here = slice(*np.searchsorted(past[0], [g_user[a], g_user[b - 1] + 1]))
+        shown, clicked = history_sums(*(x[here] for x in past), V, g_user[a:b], g_time[a:b], S)
+        table[a:b, :, :V], table[a:b, :, V:2*V] = residual_clicks(shown, clicked, prep.rate), np.log1p(shown)
+        present[a:b] = shown[:, :, -1] > 0
+    table[:, :, 2*V:] = np.eye(S) # whose history this is: one extractor reads them all
+    return torch.from_numpy(table), torch.from_numpy(present), torch.from_numpy(row)
+
+# %% ../nbs/03_preprocess.ipynb #1b848989
+def _check_classes(label, name): # Labels that differ: without a click, or without a miss, there is nothing to tell apart
+    y = _as_float(label)
+    if len(y) and (y == y[0]).all(): raise ValueError(f"fit: every label is {y[0]:g}: a model cannot learn from one class; check the column {name!r}")
+
 def _fit(prep, train, users, items): # Everything that is learned, from training rows alone
     schema = prep.schema
     _check_log(train, schema.required, "fit")
     if not len(train): raise ValueError("fit: the training frame has no rows")
-    train = train.sort_values(schema.time, kind="stable")
+    _check_classes(train[schema.label], schema.label)
+    if not train[schema.time].is_monotonic_increasing: train = train.sort_values(schema.time, kind="stable")
     prep.users = _table(users, schema.user, [c for c in schema.categorical + schema.numeric if c not in schema.item_columns], train, "users")
     prep.items = _table(items, schema.item, schema.item_columns, train, "items")
     column = lambda name: _column(train, name, schema, prep.users, prep.items)
@@ -558,7 +599,7 @@ def _spec(prep): # The sizes of what transform makes
     return Spec(prep.scenarios, fields, item(fields), schema.numeric, item(schema.numeric), 2*len(names) + len(prep.scenarios),
         (*(f"{what} {name}" for what in ("liked", "seen") for name in names), *(f"in {s}" for s in prep.scenarios)))
 
-# %% ../nbs/03_preprocess.ipynb #e1c340fe
+# %% ../nbs/03_preprocess.ipynb #6501ed6a
 def _transform(prep, frame, log):
     schema = prep.schema
     _check_log(frame.reset_index(drop=True), [c for c in schema.required if c != schema.label], "transform")
@@ -568,15 +609,17 @@ def _transform(prep, frame, log):
     scenario = Vocabulary(words=prep.scenarios).encode(frame[schema.scenario]) - 1
     if (scenario < 0).any():
         row = int((scenario < 0).argmax())
-        raise ValueError(f"transform: row {row} has scenario {frame[schema.scenario].iloc[row]!r}; known are {', '.join(map(str, prep.scenarios))}")
+        raise ValueError(f"transform: row {row} has scenario {frame[schema.scenario].iloc[row]!r}; known are {', '.join(map(str, prep.scenarios))}: "
+            "drop those rows, or fit on rows that hold it")
     column = lambda name: _column(frame, name, schema, prep.users, prep.items)
-    fields = np.stack([v.encode(column(c)) for c, v in prep.vocabularies.items()], 1) + np.array(prep.spec.offsets)
-    dense = [_scale(_numbers(column(c), f"column {c!r}"), *scale) for c, scale in prep.scales.items()]
-    dense = np.stack(dense, 1) if dense else np.zeros((len(frame), 0))
+    fields = np.empty((len(frame), len(prep.vocabularies)), dtype=np.int64)
+    for k, (c, v) in enumerate(prep.vocabularies.items()): fields[:, k] = v.encode(column(c)) + prep.spec.offsets[k]
+    dense = [_scale(column(c), c, *scale) for c, scale in prep.scales.items()]
+    dense = np.stack(dense, 1, dtype=np.float32, casting="same_kind") if dense else np.zeros((len(frame), 0), dtype=np.float32)
     label = _as_float(frame[schema.label]) if labelled else np.zeros(len(frame))
     sources = log if isinstance(log, list) else [prep.log if log is None else log]
     table, present, row = _histories(prep, frame, sources)
-    return Batch(torch.from_numpy(fields), torch.from_numpy(dense.astype(np.float32)), torch.from_numpy(scenario),
+    return Batch(torch.from_numpy(fields), torch.from_numpy(dense), torch.from_numpy(scenario),
         torch.from_numpy(label.astype(np.float32)), table, present, row)
 
 # %% ../nbs/03_preprocess.ipynb #c56b11c5

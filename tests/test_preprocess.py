@@ -551,7 +551,7 @@ def test_preprocessor_errors(tmp_path):
     with pytest.raises(ValueError, match="no rows"): fresh().fit(TRAIN.head(0), MALL.users, MALL.items)
     with pytest.raises(ValueError, match="no column 'clicked'"): fresh().fit(TRAIN.drop(columns="clicked"), MALL.users, MALL.items)
     with pytest.raises(ValueError, match="column 'age_band' is neither"): fresh().fit(TRAIN, None, MALL.items)
-    with pytest.raises(ValueError, match="users: column 'user_id' must name every row once"): fresh().fit(TRAIN, pd.concat([MALL.users]*2), MALL.items)
+    with pytest.raises(ValueError, match="users: user_id 0 stands twice, in rows 0 and 120; keep one row of each"): fresh().fit(TRAIN, pd.concat([MALL.users]*2), MALL.items)
     with pytest.raises(ValueError, match="items: there is no column 'item_id'"): fresh().fit(TRAIN, MALL.users, MALL.items.drop(columns="item_id"))
     with pytest.raises(ValueError, match="row 1 has scenario 'kiosk'"): PREP.transform(TEST.assign(scenario=["home", "kiosk"] + ["home"]*(len(TEST) - 2)))
     with pytest.raises(ValueError, match="no column 'timestamp'"): PREP.transform(TEST.drop(columns="timestamp"))
