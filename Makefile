@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # On Linux the default PyTorch brings gigabytes of CUDA. Without an NVIDIA driver the CPU build does the same work.
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo https://download.pytorch.org/whl/cpu)
 
-.PHONY: help .venv demo test test-all lab export docs clean
+.PHONY: help .venv demo test test-all bench lab export docs clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -46,13 +46,18 @@ test: $(VENV)/.ready ## rules, second opinions and all notebooks, two at a time 
 test-all: $(VENV)/.ready ## test, with the slow tests and the full tables of the notebooks
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --slow $(ARGS)
 
+bench: $(VENV)/.ready ## what it costs, as ratios to the bare limit, into bench/results/ (about 25 minutes; ARGS=--quick for a minute)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	for name in rank train preprocess notebooks; do $(ONE_THREAD) $(BIN)/python -m bench.$$name $(ARGS) || exit 1; done
+
 lab: $(VENV)/.ready ## open the notebooks in JupyterLab
 	PATH="$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
 
-export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, README.md, sidebar
+export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, made pages, README.md, sidebar
 	PATH="$(BIN):$$PATH" nbdev_export
 	PATH="$(BIN):$$PATH" nbdev_clean
 	$(BIN)/python -m tools.tidy
+	$(BIN)/python -m tools.pages
 	$(BIN)/python -m tools.site sidebar
 	$(BIN)/python -m tools.readme
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from nbdev.process import Processor
 
 from tools import notebooks
+from tools.pages import PAGES
 
 PARTS = (  # first and last number of a notebook, heading in the sidebar
     (0, 11, "I The article, made to work"),
@@ -41,13 +42,15 @@ class Mermaid(Processor):
 
 
 def sidebar():
-    "The sidebar's contents as YAML: the home page and the parts, in teaching order, only pages that exist."
+    "The sidebar's contents as YAML: the home page, the parts in teaching order, the pages that are made; only what exists."
     lines = ["    contents:\n"]
     if (notebooks.NBS/"index.ipynb").exists(): lines.append("      - index.ipynb\n")
     for first, last, heading in PARTS:
         pages = [p.name for p in notebooks.paths("[0-9][0-9]_*.ipynb") if first <= int(p.name[:2]) <= last]
         if pages: lines += [f'      - section: "{heading}"\n', "        contents:\n"]
         lines += [f"          - {page}\n" for page in pages]
+    made = [name for name in PAGES if (notebooks.NBS/name).exists()]
+    if made: lines += ['      - section: "To look up"\n', "        contents:\n", *(f"          - {name}\n" for name in made)]
     return "".join(lines)
 
 

@@ -1,0 +1,49 @@
+"Pages that are made from the repository say what it says."
+import ast
+import re
+
+import pytest
+
+from tools import notebooks, pages
+
+
+def test_the_pages_are_in_step():
+    assert pages.write(check=True) == [], "run make export"
+
+
+def test_every_page_is_in_the_sidebar():
+    text = (notebooks.NBS/"_quarto.yml").read_text(encoding="utf-8")
+    assert all(f"- {name}\n" in text for name in pages.PAGES)
+
+
+MARKS = pages.wrong_marks()
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=[f"{m['test']}-{i}" for i, m in enumerate(MARKS)])
+def test_a_message_is_read_by_its_test(mark):
+    "The longest piece of the message that does not vary stands in the test that bears the mark, word for word."
+    path, name = mark["test"].split("::")
+    tree = ast.parse((notebooks.ROOT/"tests"/path).read_text(encoding="utf-8"))
+    test = next(node for node in tree.body if getattr(node, "name", "") == name)
+    used = {n.id for n in ast.walk(test) if isinstance(n, ast.Name)} | {a.arg for a in test.args.args}
+    tables = [n for n in tree.body if isinstance(n, ast.Assign) and any(getattr(t, "id", "") in used for t in n.targets)]
+    marks = [ast.unparse(d) for d in test.decorator_list if ast.unparse(d).startswith("pytest.mark.wrong")]
+    said = "".join(ast.unparse(n) for n in [*tables, test])
+    for text in marks: said = said.replace(text, "")
+    longest = max(re.split(r"…", mark["message"]), key=len).strip()
+    plain = lambda text: re.sub(r"[\\\s'\"]+", "", text)
+    assert len(longest) >= 8 and plain(longest) in plain(said), longest
+    assert mark["area"] in pages.AREAS
+    for part in ("cause", "remedy"): assert mark[part].endswith(".") and len(mark[part]) < 200, mark
+
+
+def test_no_message_stands_twice():
+    said = [m["message"] for m in MARKS]
+    assert sorted(said) == sorted(set(said))
+
+
+@pytest.mark.parametrize("words", [
+    "is empty", "has a header and no rows", "missing column", "scenario", "label", "one class", "infinite", "stands twice", "zone",
+    "newcomer", "k must be", "axis", "pickle", "format", "damaged", "free space", "Ctrl-C", "another run", "milliseconds"])
+def test_the_bad_days_are_all_there(words):
+    assert words.lower() in pages.went_wrong().lower()
