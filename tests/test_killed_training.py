@@ -1,0 +1,172 @@
+"""Training that is killed at random moments, in processes of its own: what is left loads, and going on changes no bit.
+
+The file is its own child. `python tests/test_killed_training.py FOLDER EPOCHS` imports once, trains a moment, and then forks a
+training for each line on its standard input, so that a killed training costs no import.
+"""
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from multiscene_rec import core, train
+from multiscene_rec.data import Batch
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 150
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+
+class Small(nn.Module):
+    "A large table, so that writing takes a good part of the time, and dropout, so that random numbers count."
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear, self.drop = nn.Embedding(20_000, 4), nn.Linear(10, 1), nn.Dropout(.2)
+
+    def forward(self, batch): return self.linear(self.drop(torch.cat([self.table(batch.fields).flatten(1), batch.dense], 1)))[:, 0]
+
+
+def rows(n, seed):
+    "Random rows that cost nothing to make."
+    r = np.random.default_rng(seed)
+    fields = torch.tensor(np.stack([r.integers(0, 10_000, n), r.integers(10_000, 20_000, n)], 1))
+    return Batch(fields, torch.tensor(r.normal(size=(n, 2)).astype(np.float32)), torch.zeros(n, dtype=torch.int64),
+                 torch.tensor((r.random(n) < .3).astype(np.float32)), torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool),
+                 torch.zeros(n, dtype=torch.int64))
+
+
+def go(folder=None, epochs=EPOCHS):
+    "Train, or go on training, up to the last epoch; the trained model."
+    torch.set_num_threads(1)
+    core.set_seed(0)
+    model = Small()
+    there = folder is not None and (Path(folder)/"checkpoint.safetensors").exists()
+    train.fit(model, rows(1500, 0), rows(300, 1), epochs=epochs, batch_size=500, lr=.02, device="cpu", checkpoint=folder, resume=there, progress=False)
+    return model
+
+
+def serve(folder, epochs):
+    "Fork a training for each first line that comes in and say its process number; for each second, say how it ended."
+    go(epochs=1) # what PyTorch imports only when it trains
+    for _ in sys.stdin:
+        Path(folder, "said.txt").unlink(missing_ok=True)
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            said, code = "", 0
+            try: go(folder, epochs)
+            except KeyboardInterrupt as e: said, code = str(e), 130
+            Path(folder, "said.txt").write_text(said)
+            os._exit(code)
+        print(pid, flush=True)
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+class Trainings:
+    "Trainings in one folder, one after the other."
+    def __init__(self, folder, epochs):
+        self.folder, self.file = Path(folder), Path(folder)/"checkpoint.safetensors"
+        self.child = subprocess.Popen([sys.executable, __file__, str(folder), str(epochs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+    def tell(self):
+        self.child.stdin.write("\n")
+        self.child.stdin.flush()
+        return int(self.child.stdout.readline())
+
+    def start(self): self.pid, self.version = self.tell(), self.stamp()
+
+    def stop(self, sign):
+        os.kill(self.pid, sign) # not waited for yet, so that the number is still its own
+        return self.tell()
+
+    def stamp(self): return self.file.stat().st_ino if self.file.exists() else None
+
+    def wait_for_an_epoch(self):
+        "Until a new file is there, or the training has ended."
+        while self.stamp() == self.version and not (self.folder/"said.txt").exists(): time.sleep(.001)
+        self.version = self.stamp()
+
+
+@pytest.fixture
+def trainings(tmp_path, request):
+    "Trainings of so many epochs, ended with the test."
+    made = Trainings(tmp_path, getattr(request, "param", EPOCHS))
+    with made.child:
+        yield made
+        made.child.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    "The weights of a run that nobody stopped."
+    return go().state_dict()
+
+
+def epochs_in(folder):
+    "Whole epochs in the checkpoint, 0 without one; a damaged one is an error."
+    path = Path(folder)/"checkpoint.safetensors"
+    return len(train._read(path)[1]["log"]) if path.exists() else 0
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def killed(trainings, times):
+    "Kill as many trainings, each going on from the one before, every third before its first epoch; epochs saved after each kill."
+    seed = random.SystemRandom().randrange(2**32) # set_seed has seeded the common one
+    print("seed of the kills", seed)
+    r, done, left = random.Random(seed), [0], 0
+    for turn in range(times):
+        trainings.start()
+        for _ in range(turn % 3): trainings.wait_for_an_epoch()
+        time.sleep(r.random()*.04)
+        assert trainings.stop(signal.SIGKILL) in (-signal.SIGKILL, 0)
+        done.append(epochs_in(trainings.folder))
+        left += len(list(trainings.folder.glob("*.part")))
+        assert done[-1] >= done[-2], "a kill lost an epoch that was saved"
+    print("epochs after each kill", done, "- unfinished files", left)
+    return done
+
+
+def test_twenty_kills_leave_a_whole_checkpoint_and_the_same_bits(trainings, tmp_path, undisturbed):
+    assert killed(trainings, 20)[-1] > 10
+    assert same(go(tmp_path).state_dict(), undisturbed)
+    assert epochs_in(tmp_path) == EPOCHS and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainings", [1000], indirect=True)
+def test_two_hundred_kills(trainings, tmp_path):
+    assert killed(trainings, 200)[-1] > 100
+    assert same(go(tmp_path, 1000).state_dict(), go(epochs=1000).state_dict())
+
+
+@pytest.mark.wrong("stopped in epoch …; … holds the state after epoch …: call fit again with resume=True",
+                   cause="You pressed Ctrl-C, and the run has a checkpoint.",
+                   remedy="Call fit again with the same arguments and resume=True: it goes on after the last whole epoch, and ends in the same weights.",
+                   area="training")
+def test_ctrl_c_names_the_checkpoint_and_the_same_bits_follow(trainings, tmp_path, undisturbed):
+    for _ in range(3):
+        trainings.start()
+        for _ in range(2): trainings.wait_for_an_epoch()
+        assert trainings.stop(signal.SIGINT) == 130
+        said = (tmp_path/"said.txt").read_text()
+        found = re.fullmatch(r"stopped in epoch (\d+); (.*) holds the state after epoch (\d+): call fit again with resume=True", said)
+        assert found and found[2] == str(tmp_path/"checkpoint.safetensors"), said
+        at, after = int(found[1]), int(found[3])
+        assert at == after + 1 and epochs_in(tmp_path) in (after, at) # at: it hit just after the file was complete
+    assert same(go(tmp_path).state_dict(), undisturbed)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
