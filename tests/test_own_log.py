@@ -232,7 +232,7 @@ def test_a_broken_log_is_one_line(what, log, place, tmp_path, capsys):
 @pytest.mark.wrong("--price: the log has no column …", area="the command", cause="The column of prices has another name, or is in the file of items.",
                    remedy="Name a column of the log; the message lists them.")
 def test_messages_of_labels_names_and_prices(log, place, tmp_path, capsys):
-    for spoil, says, more in ((dict(liked=.5), "soft label; the command measures AUC, which needs 0 or 1", ()), ({"where": "all"}, "which names a line of the results", ()),
+    for spoil, says, more in ((dict(liked=.5), "is a soft label; the command measures AUC, which needs 0 or 1", ()), ({"where": "all"}, "which names a line of the results", ()),
                               ({}, "--price: the log has no column", ("--price", "cost"))):
         log.assign(**spoil).to_csv(tmp_path/"log.csv", index=False)
         refused(capsys, says, "train", tmp_path/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", *more)
@@ -252,7 +252,7 @@ def test_three_dialects_give_the_same_model(change, log, trained, place, tmp_pat
     assert (tmp_path/"m"/"metrics.csv").read_text() == (trained/"metrics.csv").read_text()
 
 
-@pytest.mark.wrong("… of … test rows left out: scenario … does not occur in the training rows", area="the command",
+@pytest.mark.wrong("… of … … rows left out: scenario … does not occur in the training rows", area="the command",
                    cause="The scenario is newer than the training rows, so the model has no vector for it.", remedy="Nothing is lost; train again when the log holds more of it, or use --split user.")
 def test_a_scenario_seen_only_in_the_test_rows(log, place, tmp_path, capsys):
     late = log.sort_values("when").copy()
@@ -361,7 +361,7 @@ def test_a_trained_model_is_not_overwritten_by_chance(trained, place, tmp_path, 
 
 
 @pytest.mark.wrong("no such folder: …; name the one that train wrote", area="files", cause="The name of the folder is wrong.", remedy="Name the folder that was given to train as --out.")
-@pytest.mark.wrong("… is not there: give the folder that multiscene-rec train wrote", area="files", cause="The folder is another one, or a part of it was deleted.", remedy="Name the folder that was given to train as --out, or train again.")
+@pytest.mark.wrong("… is not there: give the folder that … wrote", area="files", cause="The folder is another one, or a part of it was deleted.", remedy="Name the folder that was given to train as --out, or train again.")
 def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, capsys):
     ask = ("--user", 1, "--scenario", "home")
     refused(capsys, "no such folder", "recommend", tmp_path/"none", *ask)
