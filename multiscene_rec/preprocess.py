@@ -6,18 +6,22 @@
 __all__ = ['dedupe', 'CleanReport', 'clean', 'score_rules', 'MinMax', 'StandardScore', 'log_scale', 'skewness', 'Vocabulary',
            'time_split', 'group_split', 'history_sums', 'residual_clicks', 'Spec', 'Preprocessor']
 
-# %% ../nbs/03_preprocess.ipynb #e1cab7d5
+# %% ../nbs/03_preprocess.ipynb #dd2e186f
+import hashlib
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
 
-from .core import check_shape
+from .core import check_shape, read_whole, write_whole
 from .data import Batch, Schema
 
 # %% ../nbs/03_preprocess.ipynb #52948da6
@@ -390,13 +394,19 @@ def group_split(
     part = np.searchsorted(cuts, np.random.default_rng(seed).permutation(n), side="right")[number]
     return tuple(log[part == k] for k in range(len(fractions)))
 
-# %% ../nbs/03_preprocess.ipynb #cb0645be
+# %% ../nbs/03_preprocess.ipynb #933e18ae
+def _keys(user, time, query_user, query_time): # One whole number per (user, second) that sorts like the pair, for the rows and for the moments
+    both, n = np.concatenate([time, query_time]), len(time)
+    low, high = int(both.min(initial=0)), int(both.max(initial=0))
+    if (high - low + 1)*(int(max(user.max(initial=0), query_user.max(initial=0))) + 2) >= 2**63: # too far apart to fit: only the order counts
+        both, low, high = np.unique(both, return_inverse=True)[1], 0, len(both)
+    span, both = np.int64(high - low + 1), both - low
+    return user*span + both[:n], query_user*span + both[n:]
+
 def _gap_of(user, time, query_user, query_time): # Per row: index of the first moment of its user after it, or -1
-    low = min(time.min(initial=0), query_time.min(initial=0))
-    span = np.int64(max(time.max(initial=0), query_time.max(initial=0)) - low + 1) # one number per (user, time), in order
-    moment = query_user*span + (query_time - low)
+    row, moment = _keys(user, time, query_user, query_time)
     if (np.diff(moment) <= 0).any(): raise ValueError("history_sums: the moments must be sorted by user and time, each once")
-    gap = np.searchsorted(moment, user*span + (time - low), side="right")
+    gap = np.searchsorted(moment, row, side="right")
     there = gap < len(moment)
     there[there] = query_user[gap[there]] == user[there]
     return np.where(there, gap, -1)
@@ -466,7 +476,7 @@ class Spec:
         """Local id plus offset is the id in `Batch.fields`."""
         return tuple(np.cumsum([0, *self.fields.values()])[:-1].tolist())
 
-# %% ../nbs/03_preprocess.ipynb #fc34ec41
+# %% ../nbs/03_preprocess.ipynb #f9f616c9
 def _table(given, key, columns, train, what): # The frame of users or items; without one, the last row of each in train
     if given is None: return train[[key, *(c for c in columns if c in train)]].drop_duplicates(key, keep="last").reset_index(drop=True)
     _check_log(given.reset_index(drop=True), [key], what)
@@ -487,7 +497,8 @@ def _column(frame, name, schema, users, items): # A column of the frame, or look
 
 def _times(frame, schema): # Whole seconds
     time = _as_float(frame[schema.time])
-    if not np.isfinite(time).all(): raise ValueError(f"column {schema.time!r}, row {np.isfinite(time).argmin()}: no time in seconds; clean the log first")
+    good = abs(time) < 2**53
+    if not good.all(): raise ValueError(f"column {schema.time!r}, row {good.argmin()}: no time in seconds; clean the log first")
     return np.floor(time).astype(np.int64)
 
 # %% ../nbs/03_preprocess.ipynb #de15c3ad
@@ -502,7 +513,7 @@ def _scale(x, name, log, score): # (n,) float64; missing becomes 0, the mean
     if log and (x < 0).any(): raise ValueError(f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training row was; clean the log, or make it missing")
     return np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0.)
 
-# %% ../nbs/03_preprocess.ipynb #10ea486a
+# %% ../nbs/03_preprocess.ipynb #9dfb54b6
 def _new_rows(log, frame, keys): # True where the log does not hold the row of frame already; twins are matched one to one
     both = pd.concat([log[list(keys)], frame[list(keys)]], ignore_index=True)
     code = both.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
@@ -518,6 +529,7 @@ def _moments(user, time): # Each user and moment once, sorted; and which one bel
     row[order] = np.cumsum(new) - 1
     return user[new], time[new], row
 
+# %% ../nbs/03_preprocess.ipynb #1c278f27
 def _history_columns(schema): # Item columns that histories count
     return schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,)
 
@@ -535,7 +547,7 @@ def _past(prep, frame): # What histories count, as arrays: time, scenario, label
     scenario = Vocabulary(words=prep.scenarios).encode(frame[schema.scenario]) - 1
     return _times(frame, schema), scenario, _as_float(frame[schema.label]), np.stack(columns, 1)
 
-# %% ../nbs/03_preprocess.ipynb #d24f44d0
+# %% ../nbs/03_preprocess.ipynb #bb4917fc
 _BLOCK = 2**21 # Numbers of the sums (3.8) that are held at a time
 
 def _history_names(prep): # V names: each known value of each history column, then all items
@@ -560,6 +572,7 @@ def _by_user(prep, frame, sources): # The moments of frame and what histories co
     if not np.isfinite(label[order]).all(): raise ValueError(f"column {schema.label!r} has missing labels; clean the log first")
     return moments, [x[order] for x in (user, time, scenario, label, values)]
 
+# %% ../nbs/03_preprocess.ipynb #be5e274d
 def _histories(prep, frame, sources): # history_table (R, S, H), present_table (R, S), history_row (n,)
     S, V = len(prep.scenarios), len(_history_names(prep))
     (g_user, g_time, row), past = _by_user(prep, frame, sources)
@@ -572,9 +585,10 @@ def _histories(prep, frame, sources): # history_table (R, S, H), present_table (
     table[:, :, 2*V:] = np.eye(S) # whose history this is: one extractor reads them all
     return torch.from_numpy(table), torch.from_numpy(present), torch.from_numpy(row)
 
-# %% ../nbs/03_preprocess.ipynb #1b848989
+# %% ../nbs/03_preprocess.ipynb #5ab65524
 def _check_classes(label, name): # Labels that differ: without a click, or without a miss, there is nothing to tell apart
     y = _as_float(label)
+    if not np.isfinite(y).all(): raise ValueError(f"fit: column {name!r}, row {np.isfinite(y).argmin()}: no label from 0 to 1; clean the log first")
     if len(y) and (y == y[0]).all(): raise ValueError(f"fit: every label is {y[0]:g}: a model cannot learn from one class; check the column {name!r}")
 
 def _fit(prep, train, users, items): # Everything that is learned, from training rows alone
@@ -622,8 +636,8 @@ def _transform(prep, frame, log):
     return Batch(torch.from_numpy(fields), torch.from_numpy(dense), torch.from_numpy(scenario),
         torch.from_numpy(label.astype(np.float32)), table, present, row)
 
-# %% ../nbs/03_preprocess.ipynb #c56b11c5
-_FORMAT = 1
+# %% ../nbs/03_preprocess.ipynb #8ba5335e
+_FORMAT, _JSON, _TENSORS = 2, "preprocess.json", "preprocess.safetensors"
 
 def _pack(frame, name, tensors): # Columns of a frame into tensors; returns what JSON has to know
     columns = []
@@ -637,40 +651,130 @@ def _pack(frame, name, tensors): # Columns of a frame into tensors; returns what
     return columns
 
 def _unpack(columns, name, tensors): # The way back
-    return pd.DataFrame({c["name"]: tensors[f"{name}.{k}"] if c["words"] is None else pd.Series(Vocabulary(words=c["words"]).decode(tensors[f"{name}.{k}"]), dtype=object)
-                         for k, c in enumerate(columns)})
+    words = [None if c["words"] is None else np.array([*c["words"], None], dtype=object) for c in columns] # id 0 takes the last
+    parts = [tensors[f"{name}.{k}"] if w is None else w[tensors[f"{name}.{k}"] - 1] for k, w in enumerate(words)]
+    return pd.DataFrame({c["name"]: x if w is None else pd.Series(x, dtype=object) for c, w, x in zip(columns, words, parts)})
 
-# %% ../nbs/03_preprocess.ipynb #c4f34d52
+# %% ../nbs/03_preprocess.ipynb #34efc5dd
+def _sha(content): return hashlib.sha256(content).hexdigest()
+
+def _own_checksum(known): # Of everything else that the JSON says; the order counts, for it is the order of the fields
+    return _sha(json.dumps({k: v for k, v in known.items() if k != "checksum"}, separators=(",", ":"), allow_nan=False).encode())
+
 def _save(prep, folder): # Two files
     folder, tensors = Path(folder), {}
     frames = {name: _pack(getattr(prep, name), name, tensors) for name in ("users", "items", "log")}
-    known = dict(format=_FORMAT, schema=asdict(prep.schema), min_count=prep.min_count, history_words=prep.history_words, scenarios=prep.scenarios,
-        rate=prep.rate.tolist(), vocabularies={c: v.words for c, v in prep.vocabularies.items()},
+    content = to_bytes(tensors)
+    if content[:1] == b"\x80": content = to_bytes(tensors, {"writer": "Preprocessor.save"}) # a pickle begins like this: read_whole would refuse it
+    known = dict(format=_FORMAT, sha256=_sha(content), schema=asdict(prep.schema), min_count=prep.min_count, history_words=prep.history_words,
+        scenarios=prep.scenarios, rate=prep.rate.tolist(), vocabularies={c: v.words for c, v in prep.vocabularies.items()},
         scales={c: dict(log=log, **asdict(score)) for c, (log, score) in prep.scales.items()}, frames=frames)
+    text = json.dumps(known | dict(checksum=_own_checksum(known)), ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/"preprocess.json").write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
-    save_file(tensors, folder/"preprocess.safetensors")
+    write_whole(folder/_TENSORS, content)
+    write_whole(folder/_JSON, text.encode())
+
+# %% ../nbs/03_preprocess.ipynb #80e669a3
+def _must(ok, what): # One thing that has to hold of a saved file
+    if not ok: raise ValueError(what)
+
+def _is_words(x): # Different strings, or different whole numbers of 64 bits
+    kinds = {type(w) for w in x} if isinstance(x, list) else {None}
+    if not kinds <= {str} and not (kinds == {int} and -2**63 <= min(x) and max(x) < 2**63): return False
+    return len(set(x)) == len(x)
+
+def _is_number(x, low=-sys.float_info.max, high=sys.float_info.max): return type(x) in (int, float) and low <= x <= high
+
+def _has_keys(x, keys, what, ordered=False): # A dict with these keys and no other
+    _must(isinstance(x, dict), f"{what} is a {type(x).__name__}")
+    same = list(x) == list(keys) if ordered else set(x) == set(keys)
+    _must(same, f"{what} names {', '.join(map(str, x))[:80]}, expected {', '.join(keys)[:80]}")
+
+def _check_known(known): # The kind of every entry of the JSON
+    _has_keys(known, ("format", "sha256", "schema", "min_count", "history_words", "scenarios", "rate", "vocabularies", "scales", "frames", "checksum"), "it")
+    _has_keys(known["schema"], asdict(Schema()), "schema")
+    for name in ("min_count", "history_words"): _must(type(known[name]) is int and known[name] > 0, f"{name} is no whole number of 1 or more")
+    _must(_is_words(known["scenarios"]) and known["scenarios"], "scenarios are not different names")
+    rate = known["rate"]
+    _must(isinstance(rate, list) and len(rate) == len(known["scenarios"]) and all(_is_number(r, 0, 1) for r in rate), "rate has no number from 0 to 1 for each scenario")
+    _has_keys(known["frames"], ("users", "items", "log"), "frames")
+
+# %% ../nbs/03_preprocess.ipynb #0f306c43
+def _check_learned(known, schema): # Vocabularies and scales: of the columns that the schema names, in its order
+    _has_keys(known["vocabularies"], (*schema.categorical, schema.item), "vocabularies", ordered=True)
+    for c, words in known["vocabularies"].items(): _must(_is_words(words), f"the vocabulary of {c!r} is no list of different words")
+    _has_keys(known["scales"], schema.numeric, "scales", ordered=True)
+    for c, s in known["scales"].items():
+        _has_keys(s, ("log", "mean", "std"), f"the scale of {c!r}")
+        _must(type(s["log"]) is bool and _is_number(s["mean"]) and _is_number(s["std"], 0), f"the scale of {c!r} is not well formed")
+
+def _check_frame(name, columns, tensors): # Columns of one frame and their tensors
+    _must(isinstance(columns, list) and columns, f"{name} has no columns")
+    for k, c in enumerate(columns):
+        _has_keys(c, ("name", "words"), f"column {k} of {name}")
+        _must(isinstance(c["name"], str) and (c["words"] is None or _is_words(c["words"])), f"column {k} of {name} is not well formed")
+        x = tensors.get(f"{name}.{k}")
+        _must(x is not None and x.ndim == 1 and len(x) > 0 and len(x) == len(tensors[f"{name}.0"]), f"column {k} of {name} has no numbers, or not one a row")
+        kinds, end = ("iufb", None) if c["words"] is None else ("i", len(c["words"]))
+        _must(x.dtype.kind in kinds and (end is None or 0 <= x.min() <= x.max() <= end), f"column {k} of {name} has numbers that stand for nothing")
+    _must(len({c["name"] for c in columns}) == len(columns), f"{name} has a column twice")
+
+# %% ../nbs/03_preprocess.ipynb #8b51d764
+def _check_rows(prep): # What transform takes for granted of the three frames
+    schema = prep.schema
+    for name, key in (("users", schema.user), ("items", schema.item)): _table(getattr(prep, name), key, (), None, name)
+    _check_log(prep.log, schema.required, "log")
+    for c in _history_columns(schema): _must(c in prep.log or c in prep.items, f"column {c!r} is in neither items nor log")
+    _times(prep.log, schema)
+    label = _as_float(prep.log[schema.label])
+    _must(((label >= 0) & (label <= 1)).all(), "a label of the log is not from 0 to 1")
+    _must(sorted(Vocabulary().fit(prep.log[schema.scenario]).words) == list(prep.scenarios), "scenarios are not those of the log")
+
+def _restore(prep, known, content): # Check, then build; nothing is larger than the files themselves
+    _check_known(known)
+    schema = Schema(**known["schema"])
+    _check_learned(known, schema)
+    tensors = from_bytes(content)
+    _must(set(tensors) == {f"{name}.{k}" for name, columns in known["frames"].items() for k in range(len(columns))}, "the tensors are not those of its columns")
+    for name, columns in known["frames"].items(): _check_frame(name, columns, tensors)
+    prep.__init__(schema, known["min_count"], known["history_words"])
+    for name, columns in known["frames"].items(): setattr(prep, name, _unpack(columns, name, tensors))
+    prep.scenarios, prep.rate = tuple(known["scenarios"]), np.array(known["rate"], dtype=float)
+    prep.vocabularies = {c: Vocabulary(prep.min_count, words) for c, words in known["vocabularies"].items()}
+    prep.scales = {c: (s["log"], StandardScore(float(s["mean"]), float(s["std"]))) for c, s in known["scales"].items()}
+    _check_rows(prep)
+    prep.spec = _spec(prep)
+
+# %% ../nbs/03_preprocess.ipynb #9f21e91c
+def _guarded(path, read, *args): # What read makes of a file; whatever stops it becomes one kind of error that names the file
+    try: return read(*args)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError, SafetensorError) as e:
+        why = str(e)[:200] if isinstance(e, ValueError) else type(e).__name__
+        raise ValueError(f"{path} is damaged, or is not what Preprocessor.save wrote ({why}): copy it again, or fit and save again") from None
+
+def _parsed(text): # The JSON, its own checksum and the format it claims
+    known = json.loads(text.decode())
+    _must(isinstance(known, dict), "it is no JSON object")
+    return known, _own_checksum(known), known.get("format")
 
 def _load(prep, folder): # The same two files
     folder = Path(folder)
-    for name in ("preprocess.json", "preprocess.safetensors"):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"{folder/name} is not there: give the folder that Preprocessor.save wrote")
-    known = json.loads((folder/"preprocess.json").read_text(encoding="utf-8"))
-    if known.get("format") != _FORMAT: raise ValueError(f"{folder} has format {known.get('format')!r}, this version reads {_FORMAT}: fit and save again")
-    tensors = load_file(folder/"preprocess.safetensors")
-    prep.__init__(Schema(**known["schema"]), known["min_count"], known["history_words"])
-    for name, columns in known["frames"].items(): setattr(prep, name, _unpack(columns, name, tensors))
-    prep.scenarios, prep.rate = tuple(known["scenarios"]), np.array(known["rate"])
-    prep.vocabularies = {c: Vocabulary(prep.min_count, words) for c, words in known["vocabularies"].items()}
-    prep.scales = {c: (s.pop("log"), StandardScore(**s)) for c, s in known["scales"].items()}
-    prep.spec = _spec(prep)
+    text, content = (read_whole(folder/name, "Preprocessor.save") for name in (_JSON, _TENSORS))
+    known, own, found = _guarded(folder/_JSON, _parsed, text)
+    if type(found) is not int or found != _FORMAT:
+        shown = found if type(found) is int and abs(found) < 10**6 else "unknown"
+        raise ValueError(f"{folder} has format {shown}, this version reads {_FORMAT}: fit and save again")
+    if known.get("checksum") != own: raise ValueError(f"{folder/_JSON} is damaged or was edited (its own checksum differs): copy it again, or fit and save again")
+    if known.get("sha256") != _sha(content):
+        raise ValueError(f"{folder/_TENSORS} is damaged, or is not the partner of the {_JSON} beside it (its checksum differs): copy both again, or fit and save again")
+    _guarded(folder/_JSON, _restore, prep, known, content)
 
 # %% ../nbs/03_preprocess.ipynb #dbc41cb0
 def _at_least_1(**values): # Every count is 1 or more
     for name, value in values.items():
         if value < 1: raise ValueError(f"{name} must be 1 or more, got {value}")
 
-# %% ../nbs/03_preprocess.ipynb #aecacc4e
+# %% ../nbs/03_preprocess.ipynb #5870eb9a
 class _Saved: # The part of a preprocessor that deals with files
     def save(self,
         folder: str | Path, # Folder for preprocess.json and preprocess.safetensors; made if it is not there
@@ -683,7 +787,7 @@ class _Saved: # The part of a preprocessor that deals with files
     def load(cls,
         folder: str | Path, # Folder that save wrote
     ) -> "Preprocessor": # Fitted, equal to the one saved
-        """Read it back. Raises: `FileNotFoundError` for a file that is missing, `ValueError` for another format."""
+        """Read it back. Raises: `FileNotFoundError` for a file that is missing, `ValueError` naming the file for another format or any damage."""
         prep = cls()
         _load(prep, folder)
         return prep

@@ -539,7 +539,7 @@ def test_save_and_load(tmp_path):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(PREP, name), check_dtype=False)
     known = json.loads((tmp_path/"prep"/"preprocess.json").read_text())
     (tmp_path/"prep"/"preprocess.json").write_text(json.dumps(known | {"format": 99}))
-    with pytest.raises(ValueError, match="format 99, this version reads 1"): preprocess.Preprocessor.load(tmp_path/"prep")
+    with pytest.raises(ValueError, match="format 99, this version reads 2"): preprocess.Preprocessor.load(tmp_path/"prep")
     (tmp_path/"prep"/"preprocess.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="preprocess.safetensors"): preprocess.Preprocessor.load(tmp_path/"prep")
 
