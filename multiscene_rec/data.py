@@ -523,12 +523,12 @@ def load_movielens_100k(
         users[["user_id", "age", "gender", "occupation", "age_band"]], items[["item_id", "title", "year", "genre", "genres"]],
         Schema(categorical=("gender", "occupation", "genre"), numeric=("age",), item_columns=("genre",)))
 
-# %% ../nbs/02_data.ipynb #fbc6b5e6
+# %% ../nbs/02_data.ipynb #a9c483dd
 def _fail_at(path, column, x, bad, rule): # The first bad row, as an error; the index of x says which row a value is of
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
-        value = None if pd.isna(x.iloc[at]) else x.iloc[at]
-        raise ValueError(f"{path}: column {column!r}, row {x.index[at] + 1} below the header: {value!r} is not {rule}")
+        value = None if pd.isna(x.iloc[at]) else x.iloc[[at]].tolist()[0]
+        raise ValueError(f"{path}: column {column!r}, row {x.index[at] + 1} below the header: {value!r} {rule}")
 
 def _numbers(x): # Numbers from text, true and false included; NaN where that is impossible
     if not (pd.api.types.is_object_dtype(x) or pd.api.types.is_string_dtype(x)): return pd.to_numeric(x)
@@ -548,7 +548,7 @@ def _ids(x): # Whole numbers where writing them back gives the same text ("007" 
         return _whole(text.str.removesuffix(".0").astype("int64").astype("Int64").reindex(x.index))
     return text.reindex(x.index)
 
-# %% ../nbs/02_data.ipynb #06f298c5
+# %% ../nbs/02_data.ipynb #ec905658
 def _one_clock(path, column, x): # Either every ISO time names its zone or none does: else some would be hours off, unseen
     text = x.dropna().astype(str).str.strip()
     zoned = text.str.contains(r"\d[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$").to_numpy(dtype=bool)
@@ -560,26 +560,27 @@ def _one_clock(path, column, x): # Either every ISO time names its zone or none 
 def _seconds(path, column, x): # Whole seconds since 1970 UTC, from whole numbers or ISO times
     number = _numbers(x) if not pd.api.types.is_datetime64_any_dtype(x) else pd.Series(np.nan, x.index)
     if (number.notna() == x.notna()).all():
-        rule = "a time: whole seconds since 1970, or an ISO time such as 2026-01-31T12:00:00Z"
+        rule = "is not a time: whole seconds since 1970, or an ISO time such as 2026-01-31T12:00:00Z"
         _fail_at(path, column, x, x.notna() & ~(number.abs() < 2**62), rule)
         return _whole(np.floor(number))
     stamp = pd.to_datetime(x, utc=True, errors="coerce", **({} if x.dtype.kind == "M" else {"format": "ISO8601"}))
-    rule = "an ISO time such as 2026-01-31T12:00:00Z (the column is not all whole seconds)"
-    _fail_at(path, column, x, stamp.isna() & x.notna(), rule)
+    rule = "is not an ISO time such as 2026-01-31T12:00:00Z (the column is not all whole seconds)"
+    bad, neither = stamp.isna() & x.notna(), stamp.isna() & x.notna() & number.isna() # a word among seconds is worse than seconds among ISO times
+    _fail_at(path, column, x, neither if neither.any() else bad, rule)
     if x.dtype.kind != "M": _one_clock(path, column, x)
     return _whole(((stamp - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1)))
 
-# %% ../nbs/02_data.ipynb #24de2358
+# %% ../nbs/02_data.ipynb #c3438c5d
 def _labels(path, column, x): # 0 to 1
     y = _numbers(x).astype("float64")
-    _fail_at(path, column, x, ~((y >= 0) & (y <= 1)), "a label from 0 to 1 (1 = clicked, 0 = shown and not clicked)")
+    _fail_at(path, column, x, ~((y >= 0) & (y <= 1)), "is not a label from 0 to 1 (1 = clicked, 0 = shown and not clicked)")
     return y.astype("int64") if y.isin((0, 1)).all() else y
 
 def _quantities(path, column, x): # Finite numbers; missing ones may be missing
     number = _numbers(x)
-    _fail_at(path, column, x, number.isna() & x.notna(), "a number")
+    _fail_at(path, column, x, number.isna() & x.notna(), "is not a number; leave the cell empty where the value is not known")
     infinite = np.isinf(number.to_numpy(dtype="float64", na_value=np.nan))
-    _fail_at(path, column, x, infinite, "a finite number; leave the cell empty where the value is not known")
+    _fail_at(path, column, x, infinite, "is not a finite number; leave the cell empty where the value is not known")
     return number
 
 def _typed(path, column, x, schema): # A named column in its own type; others as they are
@@ -651,7 +652,7 @@ def _csv_frame(path, schema): # Read as text, then each different text of a colu
         if len(x): log[c] = _typed(path, c, x if c in named else _as_pandas_finds(x, decimal), schema).array.take(code)
     return pd.DataFrame(log, copy=False)
 
-# %% ../nbs/02_data.ipynb #313c8af7
+# %% ../nbs/02_data.ipynb #a901bcfb
 def _read_csv(path, schema): # What can be wrong with the file, each in words of its own
     try: return _csv_frame(path, schema)
     except UnicodeDecodeError: raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
@@ -668,7 +669,7 @@ def _read_parquet(path, schema): # The same columns with the types that they hav
     _check_columns(path, log.columns, schema)
     for c in [c for c in log if c in (*schema.required, *schema.categorical, *schema.numeric)]:
         listed = np.array([isinstance(v, (list, dict, np.ndarray)) for v in log[c]] if log[c].dtype == object else [])
-        if listed.any(): _fail_at(path, c, log[c].astype(str), listed, "one value; split lists into rows or columns of their own")
+        if listed.any(): _fail_at(path, c, log[c].astype(str), listed, "is not one value; split lists into rows or columns of their own")
         log[c] = _typed(path, c, log[c], schema)
     return log
 
