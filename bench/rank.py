@@ -1,0 +1,138 @@
+"""One list, and lists for many: the catalogue and the plain `recommend` against bare tensor code, for 100 000 items.
+
+    python -m bench.rank [--device cuda]    attention, d = 32, one head of 64 units
+    python -m bench.rank --quick            a small shop, nothing written
+
+The bare code is what nobody can leave out: one user's histories, already tensors, are read once; the item's share of the
+first layer and of the questions is there; then attention, the rest of the head, and torch.topk. It knows no ids, leaves out
+nothing that was seen, and makes no frame. What the catalogue takes beyond it is also measured part by part.
+"""
+import functools
+import math
+import statistics
+
+import numpy as np
+import torch
+
+from bench.common import in_turn, options, ratio, record
+from multiscene_rec import rank
+from multiscene_rec.core import pick_device, set_seed
+from multiscene_rec.data import toy_mall
+from multiscene_rec.model import InterestModel
+from multiscene_rec.preprocess import Preprocessor
+
+
+def shop(n_items, n_users, n_events, device):
+    "A preprocessor that knows many items, and an untrained model: the work does not depend on what it has learned."
+    mall = toy_mall(n_users=n_users, n_items=n_items, n_events=n_events)
+    prep = Preprocessor().fit(mall.events, mall.users, mall.items)
+    set_seed(0)
+    return prep, InterestModel(prep.spec).eval().to(device)
+
+
+class Bare:
+    "Attention and one head by hand, in plain torch; everything about the items is precomputed, the user's batch is given."
+    def __init__(self, model, prep, scenario, block):
+        frame = prep.items[["item_id"]].assign(user_id=prep.users.user_id.iloc[0], scenario=scenario, timestamp=0)
+        batch = prep.transform(frame, log=prep.log.iloc[:0]).to(next(model.parameters()).device)
+        self.m, self.t, self.block, self.n = model, prep.scenarios.index(scenario), block, len(frame)
+        e, D = model.options["d_embed"], batch.dense.shape[1]
+        F, columns = batch.fields.shape[1], model.item_columns
+        E = model.embed(batch.fields)
+        q = E[:, columns].flatten(1)
+        head = model.heads[0]
+        W = head.hidden.layers[0].weight
+        W_E, self.W_x, self.W_p, self.W_z, self.W_m = W.split([F*e, D, e, self.m.options["widths"][-1], self.m.options["widths"][-1]], 1)
+        W_E = W_E.view(len(W), F, e)
+        self.others = [j for j in range(F) if j not in columns]
+        self.W_u = W_E[:, self.others].flatten(1)
+        self.kept = q @ W_E[:, columns].flatten(1).T + batch.dense @ self.W_x.T  # in the mall all dense columns are the item's
+        self.wanted = model.want(q)
+        fuse = model.fuse
+        self.asks = (q @ fuse.query.weight[:, :q.shape[1]].T) @ fuse.key.weight.T
+
+    def scores(self, fields, table, present):
+        "(n,) log-odds; fields (1, F), table (1, S, H), present (1, S)."
+        m, fuse, head = self.m, self.m.fuse, self.m.heads[0]
+        h = m.extract(table)[0].masked_fill(~present[0].unsqueeze(1), 0)
+        values, there = h @ fuse.value.weight.T, present.any()
+        target = (fuse.target.weight[self.t] @ fuse.query.weight[:, -h.shape[1]:].T) @ fuse.key.weight.T
+        user = head.hidden.layers[0].bias + m.embed.table(fields)[0, self.others].flatten() @ self.W_u.T + m.place.weight[self.t] @ self.W_p.T
+        rest = torch.where(there, 0, fuse.fallback.weight[0])
+        user = user + rest @ self.W_z.T
+        keys, offset, into = h.T/math.sqrt(h.shape[1]), (h @ target)/math.sqrt(h.shape[1]), values @ self.W_z.T
+        out = []
+        for i in range(0, self.n, self.block):
+            at = slice(i, i + self.block)
+            e = torch.addmm(offset, self.asks[at], keys).masked_fill(~present, torch.finfo(h.dtype).min)
+            alpha = e.softmax(1).masked_fill(~present, 0)
+            z = torch.addmm(rest, alpha, values)
+            x = (self.kept[at] + user).addmm_(alpha, into).addmm_(z*self.wanted[at], self.W_m.T)
+            out.append(head.out(x.relu_()).squeeze(1))
+        return torch.cat(out)
+
+    @torch.inference_mode()
+    def __call__(self, *user, k=10):
+        "Values and positions of the k best, on the CPU."
+        best = self.scores(*user).topk(k)
+        return best.values.cpu(), best.indices.cpu()
+
+
+def parts(catalogue, user, scenario):
+    "What one list of the catalogue is made of, step by step, each as a function."
+    events, when = rank._ask(catalogue, scenario, None, None, None)
+    score = catalogue.scores([user], scenario)[0].numpy()
+    rows = lambda: rank._rows_before(events, [user], when)
+    def seen():
+        left = np.ones(len(score), dtype=bool)
+        left[events.place[rows()[0]]] = False
+        return np.where(left, score, -np.inf)
+    pick = rank.top_k(seen(), 10)
+    return {"the user's rows, histories and columns": lambda: rank._user_part(catalogue, [user], scenario, events, when, None),
+            "scores of all items": lambda: rank._all_scores(catalogue, [user], scenario, events, when, None),
+            "exclusion of what was seen": seen, "top_k, ties in order": functools.partial(rank.top_k, seen(), 10),
+            "the frame": lambda: rank._list(catalogue.prep_items, pick, score[pick])}
+
+
+def main():
+    "The command line."
+    args = options(__doc__).parse_args()
+    device = pick_device(args.device)
+    n_items, many = (5_000, 50) if args.quick else (100_000, 20)
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    prep, model = shop(n_items, 2000, 10_000 if args.quick else 60_000, device)
+    user, scenario = int(prep.log.user_id.value_counts().index[100]), "home"
+    catalogue = rank.Catalogue(model, prep)
+    block = 2**13 if device.type == "cpu" else n_items
+    with torch.inference_mode(): bare = Bare(model, prep, scenario, block)
+    frame = prep.items[["item_id"]][:1].assign(user_id=user, scenario=scenario, timestamp=int(prep.log.timestamp.max()) + 1)
+    batch = prep.transform(frame, log=prep.log).to(device)
+    given = batch.fields, batch.history_table, batch.present_table
+    expected = catalogue.scores([user], scenario)[0]
+    with torch.inference_mode(): torch.testing.assert_close(bare.scores(*given).sigmoid().cpu(), expected, atol=1e-5, rtol=1e-5)
+
+    ways = {"bare tensor code": lambda: bare(*given), "catalogue": lambda: catalogue.recommend(user, scenario)}
+    repeats = max(args.repeats, 20) if not args.quick else 3
+    quick = in_turn(ways, repeats, sync)
+    slow = in_turn({"catalogue": ways["catalogue"], "plain recommend": lambda: rank.recommend(model, prep, user, scenario)}, args.repeats, sync)
+    rows = []
+    for name, seconds, other in (("bare tensor code", quick["bare tensor code"], quick["bare tensor code"]), ("catalogue", quick["catalogue"], quick["bare tensor code"]),
+                                 ("plain recommend", slow["plain recommend"], slow["catalogue"])):
+        middle, low, high = ratio(seconds, other)
+        against = "catalogue" if name == "plain recommend" else "bare"
+        rows.append(dict(way=name, users=1, items=n_items, ms=1000*statistics.median(seconds), against=against, ratio=middle, low=low, high=high))
+    for u in (10, many):
+        users = prep.users.user_id[:u].tolist()
+        turns = 1 if u == many else args.repeats
+        found = in_turn({"bare": lambda: [bare(*given) for _ in range(u)], "scores": lambda: catalogue.scores(users, scenario)}, turns, sync)
+        middle, low, high = ratio(found["scores"], found["bare"])
+        rows.append(dict(way="catalogue.scores", users=u, items=n_items, ms=1000*statistics.median(found["scores"]), against=f"bare, {u} times", ratio=middle, low=low, high=high))
+    for row in rows: row |= dict(ms_per_user=row["ms"]/row["users"], items_per_s=row["users"]*row["items"]/row["ms"]*1000)
+    record("rank", rows, device.type, write=not args.quick, target="catalogue within 1.3 times the bare tensor code")
+
+    with torch.inference_mode(): found = in_turn(parts(catalogue, user, scenario), repeats, sync)
+    record("rank-parts", [dict(part=name, ms=1000*statistics.median(seconds)) for name, seconds in found.items()], device.type, write=not args.quick)
+
+
+if __name__ == "__main__":
+    main()
