@@ -53,7 +53,7 @@ def alone(path):
 
 def main(path):
     raw, log, report, train, prep, batch, seconds = walk(path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform == "darwin" else 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform == "darwin" else 2**20)  # not below that of pytest
     table = batch.history_table
     print(json.dumps(dict(rows=len(raw), kept=len(log), train=len(batch), users=log.user_id.nunique(), histories=len(table), table_gib=table.numel()*4/2**30,
         clicks=int(batch.label.sum(dtype=float)), seen=float(sum(part.double().expm1().sum() for part in table[:, :, prep.spec.history_names.index("seen all items")].split(100_000))),
