@@ -7,11 +7,9 @@ The bare code is what nobody can leave out: one user's histories, already tensor
 first layer and of the questions is there; then attention, the rest of the head, and torch.topk. It knows no ids, leaves out
 nothing that was seen, and makes no frame. What the catalogue takes beyond it is also measured part by part.
 """
-import functools
 import math
 import statistics
 
-import numpy as np
 import torch
 
 from bench.common import in_turn, options, ratio, record
@@ -80,25 +78,20 @@ class Bare:
 
 def parts(catalogue, user, scenario):
     "What one list of the catalogue is made of, step by step, each as a function."
-    events, when = rank._ask(catalogue, scenario, None, None, None)
+    events, when = rank._ask(catalogue, [user], scenario, None, None, None)
     score = catalogue.scores([user], scenario)[0].numpy()
-    rows = lambda: rank._rows_before(events, [user], when)
-    def seen():
-        left = np.ones(len(score), dtype=bool)
-        left[events.place[rows()[0]]] = False
-        return np.where(left, score, -np.inf)
-    pick = rank.top_k(seen(), 10)
+    pick = rank.top_k(score, 10)
     return {"the user's rows, histories and columns": lambda: rank._user_part(catalogue, [user], scenario, events, when, None),
-            "scores of all items": lambda: rank._all_scores(catalogue, [user], scenario, events, when, None),
-            "exclusion of what was seen": seen, "top_k, ties in order": functools.partial(rank.top_k, seen(), 10),
-            "the frame": lambda: rank._list(catalogue.prep_items, pick, score[pick])}
+            "scores of all items, with the line above": lambda: rank._all_scores(catalogue, [user], scenario, events, when, None),
+            "exclusion, top_k and frame": lambda: rank._catalogue_list(catalogue, user, 10, True, 0, score, events, when),
+            "of it top_k, ties in order": lambda: rank.top_k(score, 10), "of it the frame": lambda: rank._list(catalogue.prep_items, pick, score[pick])}
 
 
 def main():
     "The command line."
     args = options(__doc__).parse_args()
     device = pick_device(args.device)
-    n_items, many = (5_000, 50) if args.quick else (100_000, 20)
+    n_items, many = (5_000, 50) if args.quick else (100_000, 1000)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     prep, model = shop(n_items, 2000, 10_000 if args.quick else 60_000, device)
     user, scenario = int(prep.log.user_id.value_counts().index[100]), "home"
