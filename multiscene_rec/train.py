@@ -170,7 +170,7 @@ class History:
         ax.legend(fontsize=8)
         return ax
 
-# %% ../nbs/09_train.ipynb #0495700b
+# %% ../nbs/09_train.ipynb #6743d8a9
 def _check_numbers(epochs, batch_size, lr, precision, patience):
     for name, value in dict(epochs=epochs, batch_size=batch_size, patience=1 if patience is None else patience).items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -178,15 +178,16 @@ def _check_numbers(epochs, batch_size, lr, precision, patience):
     if not 0 < lr < math.inf: raise ValueError(f"lr must be above 0 and finite, got {lr!r}")
     if precision not in ("fp32", "bf16"): raise ValueError(f"precision {precision!r} is unknown; choose fp32 or bf16")
 
-def _check_data(train, valid, patience, checkpoint, resume):
+def _check_data(train, valid, patience, checkpoint, resume): # The checkpoint's file, if there shall be one
     if not len(train): raise ValueError("train has no rows")
     if valid is not None and not len(valid): raise ValueError("valid has no rows; pass None to train without validation")
     if patience is not None and valid is None: raise ValueError("patience needs valid: without validation there is nothing to watch")
     if resume and checkpoint is None: raise ValueError("resume needs checkpoint: the folder to go on from")
-    if checkpoint is None: return
+    if checkpoint is None: return None
     if Path(checkpoint).exists() and not Path(checkpoint).is_dir(): raise ValueError(f"checkpoint {str(checkpoint)!r} is a file; name a folder")
     if resume and not (Path(checkpoint)/_FILE).is_file():
         raise FileNotFoundError(f"{Path(checkpoint)/_FILE} is not there: nothing to resume; run without resume first")
+    return Path(checkpoint)/_FILE
 
 # %% ../nbs/09_train.ipynb #87d00882
 def _optimiser(model, lr, device): # One fused kernel for all weights where the device has it
@@ -258,7 +259,7 @@ def _check_story(path, about, run, epochs): # Is it of this run, and not beyond 
         raise ValueError(f"{path} is of another run: {', '.join(differs)}; name another folder, or train anew without resume")
     if len(log) > epochs: raise ValueError(f"{path} holds {len(log)} epochs, and epochs={epochs} asks for fewer: give epochs={len(log)} or more, or train anew without resume")
 
-# %% ../nbs/09_train.ipynb #f18a9db8
+# %% ../nbs/09_train.ipynb #594b2175
 def _layout(tensors): # Shape and type of each
     return {k: f"{v.dtype} {tuple(v.shape)}".removeprefix("torch.") for k, v in tensors.items()}
 
@@ -268,7 +269,7 @@ def _check_layout(path, tensors, model): # Names, shapes and types, before anyth
         if any(k.startswith(f"adam.{i}.") for k in tensors):
             wanted |= {f"adam.{i}.exp_avg": p, f"adam.{i}.exp_avg_sq": p, f"adam.{i}.step": torch.zeros((), dtype=torch.float32)}
     found, wanted = _layout(tensors), _layout(wanted)
-    differ = [f"{k} is {found.get(k, 'missing')}, expected {wanted.get(k, 'nothing')}" for k in sorted(found.keys() | wanted) if found.get(k) != wanted.get(k)]
+    differ = [f"{k} is {found.get(k, 'missing')}, expected {wanted.get(k, 'nothing')}" for k in sorted(wanted | found, key=lambda k: not k.startswith('model.')) if found.get(k) != wanted.get(k)]
     if differ: raise ValueError(f"{path} does not fit this model: {'; '.join(differ[:3])}{'; …' if differ[3:] else ''}")
 
 def _go_on(path, model, optimiser, run, epochs): # Put everything back as it stood after the last whole epoch
@@ -282,7 +283,7 @@ def _go_on(path, model, optimiser, run, epochs): # Put everything back as it sto
     optimiser.load_state_dict(dict(state=state, param_groups=optimiser.state_dict()["param_groups"]))
     return part("best."), about["log"]
 
-# %% ../nbs/09_train.ipynb #214901fe
+# %% ../nbs/09_train.ipynb #13c7c8cf
 def _hold(path): # The checkpoint's folder, for this run alone
     if path is None: return contextlib.nullcontext()
     held = contextlib.ExitStack()
@@ -291,14 +292,14 @@ def _hold(path): # The checkpoint's folder, for this run alone
     except OSError as e: raise OSError(e.errno, f"the folder for the checkpoint cannot be made or written to: {e.strerror}; name another folder", str(path.parent)) from e
     return held
 
-def _try_out(path, model): # Is there room for the weights, the best weights and Adam's two means?
-    size, trial = 4*sum(v.nbytes for v in model.state_dict().values()), path.with_name("trial.part")
+def _try_out(path, model): # Is there room for the weights, the best weights, Adam's two means and the head?
+    size, trial = 4*sum(v.nbytes for v in model.state_dict().values()) + 2**16, path.with_name("trial.part")
     try: write_whole(trial, bytes(size))
     except OSError as e: raise OSError(e.errno, f"training was not begun, because its checkpoint of {size/1e6:.1f} MB cannot be written: {e.strerror}", str(path)) from e
     finally:
         with contextlib.suppress(OSError): trial.unlink(missing_ok=True)
 
-# %% ../nbs/09_train.ipynb #574af006
+# %% ../nbs/09_train.ipynb #b6e5e6b3
 def fit(
     model: InterestModel, # Any module that maps a Batch to (B,) log-odds; changed in place
     train, # Batch to learn from
@@ -318,19 +319,16 @@ def fit(
 ) -> History: # What happened; the model holds the weights of the best epoch
     """Train with Adam (9.6) on the mean loss (6.8) and keep the weights with the lowest validation loss.
 
-    Resuming on the CPU ends in the same bits as a run that was never interrupted. After Ctrl-C or an error on the way, the model
-    holds the best weights of the epochs that were finished; before the first one was, whatever the steps so far made of it.
+    Resuming on the CPU ends in the same bits as a run that was never interrupted. After Ctrl-C or an error on the way, the
+    model holds the best weights of the epochs that were finished; before the first one was, what the steps made of it.
 
-    Raises: `ValueError` naming the argument or the checkpoint that is wrong, `FileNotFoundError` if there is no checkpoint
-    to resume, `OSError` if it cannot be written (before the first epoch, if that can be known), `BlockingIOError` if another
-    run holds the folder, `FloatingPointError` if a loss or weight is not finite, `RuntimeError` for a device that is not there,
-    `KeyboardInterrupt` on Ctrl-C, saying what was saved and how to go on.
+    Raises: `ValueError` naming the argument or checkpoint that is wrong, `FileNotFoundError` without a checkpoint to resume,
+    `OSError` where none can be written, `BlockingIOError` where another run writes, `FloatingPointError` for a loss or weight
+    that is not finite, `RuntimeError` for a device that is not there, `KeyboardInterrupt` on Ctrl-C, with how to go on.
     """
     _check_numbers(epochs, batch_size, lr, precision, patience)
-    _check_data(train, valid, patience, checkpoint, resume)
-    device, path = pick_device(device), None if checkpoint is None else Path(checkpoint)/_FILE
-    with _hold(path):
-        return _fit(model, train, valid, epochs, device, compile, patience, path, resume, progress, _run(train, valid, batch_size, lr, seed, precision))
+    path, device = _check_data(train, valid, patience, checkpoint, resume), pick_device(device)
+    with _hold(path): return _fit(model, train, valid, epochs, device, compile, patience, path, resume, progress, _run(train, valid, batch_size, lr, seed, precision))
 
 # %% ../nbs/09_train.ipynb #1539bb4f
 def _bar(progress, rows, epoch, epochs): # Quiet unless somebody watches

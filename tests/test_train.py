@@ -1,11 +1,18 @@
 """Second opinions on training: optimisers by plain loops and torch.optim, fit step by step, every promised error."""
+import builtins
+import contextlib
 import copy
+import errno
 import io
 import itertools
 import json
 import math
+import os
+import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +21,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from multiscene_rec import core, data, metrics, model, predictor, preprocess, train
@@ -31,11 +39,14 @@ def prepared(**options):
     return mall, prep.spec, [prep.transform(frame, log=log) for frame in frames], frames
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    "4800 rows to train on, so that an epoch is a fraction of a second."
+def small():
+    "Spec and batches: 4800 rows to train on, so that an epoch is a fraction of a second; and the users of the test rows."
     _, spec, parts, frames = prepared(n_users=250, n_items=60, n_events=6000)
     return spec, *parts, frames[2].user_id.to_numpy()
+
+
+@pytest.fixture(scope="module")
+def tiny(): return small()
 
 
 def fresh(spec, fusion="attention", seed=0, **options):
@@ -316,15 +327,62 @@ def test_wrong_arguments_are_named_before_any_work(tiny, change, says):
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
 
+@pytest.mark.wrong("device … was asked for but this machine has none; use 'auto' or 'cpu'",
+                   cause="A GPU was named, and PyTorch sees none, or fewer.",
+                   remedy="Leave device at 'auto', or install a PyTorch built for your GPU.", area="training")
 def test_a_device_that_is_not_there(tiny):
-    with pytest.raises(RuntimeError, match="this machine has none"): train.fit(fresh(tiny[0]), tiny[1], **GO, device="cuda:99")
+    with pytest.raises(RuntimeError, match="device 'cuda:99' was asked for but this machine has none; use 'auto' or 'cpu'"): train.fit(fresh(tiny[0]), tiny[1], **GO, device="cuda:99")
 
 
+@pytest.mark.wrong("epoch …: the loss is nan; lower lr (…) or look for huge inputs",
+                   cause="The steps were so long that the weights ran away, or an input is so large that float32 overflows.",
+                   remedy="Divide lr by ten. If that does not help, look at the largest values of your numeric columns.", area="training")
 def test_a_loss_that_is_not_finite(tiny):
     rows = copy.copy(tiny[1])
     rows.dense = rows.dense.clone()
     rows.dense[7] = float("inf")
-    with pytest.raises(FloatingPointError, match="epoch 1: the loss is nan; lower lr"): train.fit(fresh(tiny[0]), rows, **GO)
+    with pytest.raises(FloatingPointError, match=r"epoch 1: the loss is nan; lower lr \(0.004\) or look for huge inputs$"): train.fit(fresh(tiny[0]), rows, **GO)
+
+
+class Sick(model.InterestModel):
+    "After so many steps its log-odds are nan, or its weights become so in the last step of an epoch."
+    left, weights = 99, False
+
+    def forward(self, batch):
+        self.left -= torch.is_grad_enabled()
+        found = super().forward(batch)
+        if self.left >= 0: return found
+        return found + (found.sum() - found.sum().detach())*math.inf if self.weights else found*math.nan
+
+
+@pytest.mark.parametrize("weights,says", [(False, "the loss is nan"), (True, "(the loss is nan|a weight is not finite any more)")])
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_and_the_best_weights(tiny, tmp_path, weights, says):
+    spec, rows, valid = tiny[:3]
+    per, go = math.ceil(len(rows)/512), GO | dict(epochs=5)
+    def sick(left, seed=0):
+        core.set_seed(0)
+        m = Sick(spec, widths=(16, 8), hidden=(16,), d_embed=4)
+        m.left, m.weights = left, weights
+        return m
+    two, ill = fresh(spec), sick(3*per - 1)
+    train.fit(two, rows, valid, **go | dict(epochs=2))
+    kept = f"epoch 3: {says}; lower lr \\(0.004\\) or look for huge inputs; .*checkpoint.safetensors still holds the state after epoch 2"
+    with pytest.raises(FloatingPointError, match=kept): train.fit(ill, rows, valid, **go, checkpoint=tmp_path)
+    assert same(two, ill) and not ill.training
+    again = sick(0)
+    with pytest.raises(FloatingPointError, match="epoch 3: .*still holds the state after epoch 2"):
+        train.fit(again, rows, valid, **go, checkpoint=tmp_path, resume=True)
+    assert same(two, again)
+    with pytest.raises(FloatingPointError) as e: train.fit(sick(0), rows, valid, **go)
+    assert "epoch 1" in str(e.value) and "holds" not in str(e.value)
+
+
+def test_training_labels_of_one_class_are_allowed_and_validation_ones_have_no_auc(tiny):
+    spec, rows, valid = tiny[:3]
+    none, few = copy.copy(rows), copy.copy(valid)
+    none.label, few.label = torch.zeros_like(rows.label), torch.zeros_like(valid.label)
+    frame = train.fit(fresh(spec), none, few, **GO).frame
+    assert frame.valid_auc.isna().all() and frame.valid_loss.notna().all() and frame.train_loss.iloc[1] < frame.train_loss.iloc[0]
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
@@ -396,26 +454,180 @@ def test_without_resume_the_checkpoint_is_replaced(tiny, tmp_path):
     assert same(a, b)
 
 
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["open", "replace"])
+@pytest.mark.wrong("No space left on device: free space or name another folder; what was there before is untouched",
+                   cause="The disk filled up while a checkpoint was being written.",
+                   remedy="Free space and call fit again with resume=True: the checkpoint of the epoch before is whole. The model in memory holds its best weights.",
+                   area="files")
+def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tiny, tmp_path, monkeypatch, name):
     spec, rows = tiny[:2]
-    whole, rest = fresh(spec), fresh(spec)
-    train.fit(whole, rows, **GO)
-    train.fit(fresh(spec), rows, **GO | dict(epochs=1), checkpoint=tmp_path)
-    def half(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError("no space left")
+    whole, cut, rest, go = fresh(spec), fresh(spec), fresh(spec), GO | dict(epochs=3)
+    train.fit(whole, rows, **go)
+    module, real, seen = dict(open=(builtins, open), replace=(os, os.replace))[name] + ([],)
+    def full(path, *args, **options):
+        if "checkpoint.safetensors" in str(path): seen.append(path)
+        if len(seen) == 2 and str(path).endswith(".part"): raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, *args, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_file", half)
-        with pytest.raises(OSError, match="no space left"): train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path, resume=True)
-    train.fit(rest, rows, **GO, checkpoint=tmp_path, resume=True)
+        patch.setattr(module, name, full)
+        with pytest.raises(OSError, match="No space left on device: free space or name another folder; what was there before is untouched: .*checkpoint.safetensors'$"):
+            train.fit(cut, rows, **go, checkpoint=tmp_path)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [".lock", "checkpoint.safetensors"]
+    assert len(train._read(tmp_path/"checkpoint.safetensors")[1]["log"]) == 1 and not cut.training
+    train.fit(rest, rows, **go, checkpoint=tmp_path, resume=True)
     assert same(whole, rest)
 
 
+@pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")])
+@pytest.mark.wrong("training was not begun, because its checkpoint of … MB cannot be written: Read-only file system: free space or name another folder; what was there before is untouched",
+                   cause="The folder for the checkpoint cannot be written to, or the disk is full.",
+                   remedy="Name a folder that you may write to, with that much room.", area="files")
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny, tmp_path, monkeypatch, number, text):
+    spec, rows = tiny[:2]
+    m = fresh(spec)
+    train.fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path)
+    before, file = weights(m), (tmp_path/"checkpoint.safetensors").read_bytes()
+    def shut(path, mode="r", *args, real=open, **options):
+        if str(path).endswith(".part") and "w" in mode: raise OSError(number, text, str(path))
+        return real(path, mode, *args, **options)
+    monkeypatch.setattr(builtins, "open", shut)
+    for resume in (True, False):
+        with pytest.raises(OSError, match=rf"training was not begun, because its checkpoint of 0\.1 MB cannot be written: {text}: free space or name another folder; what was there before is untouched: '.*checkpoint.safetensors'") as e:
+            train.fit(m, rows, **GO, checkpoint=tmp_path, resume=resume)
+        assert e.value.errno == number and e.value.filename == str(tmp_path/"checkpoint.safetensors")
+    assert all(torch.equal(before[k], v) for k, v in m.state_dict().items()) and (tmp_path/"checkpoint.safetensors").read_bytes() == file
+    train.fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True) # nothing is left to do, so nothing is written
+
+
+@pytest.mark.wrong("the folder for the checkpoint cannot be made or written to: Not a directory; name another folder",
+                   cause="checkpoint names a place where no folder can be: below a file, or where you may not write.",
+                   remedy="Name another folder.", area="files")
+def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
+    spec, rows = tiny[:2]
+    m = fresh(spec)
+    before = weights(m)
+    (tmp_path/"file").write_text("x")
+    with pytest.raises(OSError, match="the folder for the checkpoint cannot be made or written to: Not a directory; name another folder: .*below"):
+        train.fit(m, rows, **GO, checkpoint=tmp_path/"file"/"below")
+    def refuse(*args, **options): raise PermissionError(errno.EACCES, "Permission denied", str(args[0]))
+    for target, name in ((Path, "mkdir"), (os, "open")): # no right to make it; no right to make the lock in it
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, refuse)
+            with pytest.raises(PermissionError, match="the folder for the checkpoint cannot be made or written to: Permission denied"):
+                train.fit(m, rows, **GO, checkpoint=tmp_path/"new")
+    assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
+
+
+LIMITED = """
+import resource, sys, torch
+from tests.test_train import GO, Doomed, fresh, same, small, train
+torch.set_num_threads(1)
+spec, rows = small()[:2]
+class Filling(type(fresh(spec))):
+    left = 99
+    def forward(self, batch):
+        self.left -= torch.is_grad_enabled()
+        if self.left < 0: limit(20_000)
+        return super().forward(batch)
+def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def go(m, epochs, **more):
+    try: train.fit(m, rows, **GO | dict(epochs=epochs), checkpoint=sys.argv[1], **more)
+    except OSError as e: print(e)
+whole, rest, filling = fresh(spec), fresh(spec), fresh(spec)
+filling.__class__, filling.left = Filling, 15
+train.fit(whole, rows, **GO | dict(epochs=4))
+go(filling, 4)
+go(fresh(spec), 4, resume=True)
+limit(resource.RLIM_INFINITY)
+go(rest, 4, resume=True)
+print(same(whole, rest))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
+def test_files_that_may_not_grow(tmp_path):
+    "The system itself refuses: in the second epoch, then before the first one of the next try; then there is room again."
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path/"run")], cwd=root, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    full, again, alike = done.stdout.splitlines()
+    assert re.search("File too large: free space or name another folder; what was there before is untouched: .*checkpoint.safetensors", full)
+    assert re.search("training was not begun, because its checkpoint of 0.1 MB cannot be written: File too large: free space .*checkpoint.safetensors", again)
+    assert alike == "True"
+    assert [p.name for p in sorted((tmp_path/"run").iterdir())] == [".lock", "checkpoint.safetensors"]
+
+
+# Ctrl-C and a second run ----------------------------------------------------------------------------------------------
+
+def doomed(spec, steps):
+    "A model at which somebody presses Ctrl-C after so many steps."
+    core.set_seed(0)
+    m = Doomed(spec, widths=(16, 8), hidden=(16,), d_embed=4)
+    m.left = steps
+    return m
+
+
+@pytest.mark.wrong("stopped in epoch … and no checkpoint was asked for: give checkpoint=FOLDER to be able to go on",
+                   cause="You pressed Ctrl-C, and the run had no folder for its state.",
+                   remedy="Train again with checkpoint=FOLDER. The model in memory holds its best weights so far.", area="training")
+@pytest.mark.wrong("stopped in epoch 1 and nothing was saved yet: the first state goes to … after epoch 1",
+                   cause="You pressed Ctrl-C before the first epoch was over.", remedy="Call fit again, without resume.", area="training")
+def test_ctrl_c_says_what_was_saved_and_leaves_the_best_weights(tiny, tmp_path):
+    spec, rows, valid = tiny[:3]
+    per, go = math.ceil(len(rows)/512), GO | dict(epochs=9, lr=2e-2)
+    with pytest.raises(KeyboardInterrupt, match="^stopped in epoch 1 and no checkpoint was asked for: give checkpoint=FOLDER to be able to go on$"):
+        train.fit(doomed(spec, 3), rows, valid, **go)
+    with pytest.raises(KeyboardInterrupt, match="^stopped in epoch 1 and nothing was saved yet: the first state goes to .*checkpoint.safetensors after epoch 1$"):
+        train.fit(doomed(spec, 3), rows, valid, **go, checkpoint=tmp_path)
+    assert not (tmp_path/"checkpoint.safetensors").exists()
+    stopped, whole = doomed(spec, 8*per + 2), fresh(spec)
+    with pytest.raises(KeyboardInterrupt, match="^stopped in epoch 9; .*checkpoint.safetensors holds the state after epoch 8: call fit again with resume=True$"):
+        train.fit(stopped, rows, valid, **go, checkpoint=tmp_path)
+    best = train.fit(whole, rows, valid, **go | dict(epochs=8)).best_epoch
+    assert best < 8 and same(whole, stopped) and not stopped.training
+    with pytest.raises(KeyboardInterrupt, match="epoch 9; .* after epoch 8"): train.fit(doomed(spec, 2), rows, valid, **go, checkpoint=tmp_path, resume=True)
+
+
+def test_ctrl_c_closes_the_bar(tiny, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Screen())
+    before = len(train.tqdm._instances)
+    with pytest.raises(KeyboardInterrupt): train.fit(doomed(tiny[0], 3), tiny[1], **GO | dict(progress=True))
+    assert "epoch 1/2" in sys.stderr.getvalue() and sys.stderr.getvalue().endswith("\r") and len(train.tqdm._instances) == before
+
+
+@pytest.mark.wrong("another run is writing into …: wait until it ends, or name another folder",
+                   cause="Two trainings were given the same folder for their checkpoint.", remedy="Give each run a folder of its own.", area="training")
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_in_one_folder(tiny, tmp_path, resume):
+    spec, rows = tiny[:2]
+    train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path)
+    second = fresh(spec)
+    before, file = weights(second), (tmp_path/"checkpoint.safetensors").read_bytes()
+
+    class First(model.InterestModel):
+        def forward(self, batch):
+            with pytest.raises(BlockingIOError, match="another run is writing into .*: wait until it ends, or name another folder"):
+                train.fit(second, rows, **GO, checkpoint=tmp_path, resume=resume)
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved yet"): train.fit(First(spec), rows, **GO, checkpoint=tmp_path)
+    assert all(torch.equal(before[k], v) for k, v in second.state_dict().items()) and (tmp_path/"checkpoint.safetensors").read_bytes() == file
+    train.fit(second, rows, **GO, checkpoint=tmp_path, resume=resume) # the folder is free again
+
+
+# Which checkpoint may be gone on from ---------------------------------------------------------------------------------
+
 @pytest.mark.parametrize("change,says", [
-    (dict(lr=1e-3), "of another run: lr was 0.004, now 0.001"), (dict(batch_size=256), "batch_size was 512, now 256"), (dict(seed=1), "seed was 0, now 1"),
+    (dict(lr=1e-3), "is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume"), (dict(batch_size=256), "batch_size was 512, now 256"), (dict(seed=1), "seed was 0, now 1"),
     (dict(precision="bf16"), "precision was 'fp32', now 'bf16'"), (dict(rows=slice(1, None)), "rows of train was"),
-    (dict(valid=None), "rows of valid was"), (dict(fusion="mean"), "does not fit this model"), (dict(widths=(8, 8)), "does not fit this model"),
+    (dict(valid=None), "rows of valid was"), (dict(fusion="mean"), r"does not fit this model: .* is float32 \(.*\), expected nothing; .*; …$"),
+    (dict(widths=(8, 8)), r"does not fit this model: model\.extract\.layers\.0\.weight is float32 \(16, \d+\), expected float32 \(8, \d+\); .*; …$"),
 ])
+@pytest.mark.wrong("… is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume",
+                   cause="resume=True was given with other arguments or other rows than the run began with.",
+                   remedy="Give the arguments of before, or start a run of its own in another folder.", area="training")
+@pytest.mark.wrong("… does not fit this model: model.… is …, expected …",
+                   cause="resume=True was given with a model of another shape than the run began with.",
+                   remedy="Build the model with the options of before.", area="training")
 def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, change, says):
     spec, rows, valid = tiny[:3]
     train.fit(fresh(spec), rows, valid, **GO, checkpoint=tmp_path)
@@ -433,32 +645,142 @@ def test_other_labels_are_noticed(tiny, tmp_path):
     with pytest.raises(ValueError, match="sum of train.label was"): train.fit(fresh(spec), other, **GO, checkpoint=tmp_path, resume=True)
 
 
+@pytest.mark.wrong("… holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or more, or train anew without resume",
+                   cause="epochs counts from the start of the run, also when it is resumed, and the run is further already.",
+                   remedy="Give the number of epochs that you want in all.", area="training")
+def test_fewer_epochs_than_are_done(tiny, tmp_path):
+    spec, rows = tiny[:2]
+    train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path)
+    m = fresh(spec, seed=1)
+    before = weights(m)
+    with pytest.raises(ValueError, match="checkpoint.safetensors holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or more, or train anew without resume"):
+        train.fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True)
+    assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
+
+
+def stored(path):
+    "The tensors of a checkpoint and what it tells, without its checksum."
+    with safe_open(path, "pt") as f: about = json.loads(f.metadata()["about"])
+    del about["sha256"]
+    return from_bytes(path.read_bytes()), about
+
+
+def forge(path, tensors, about):
+    "A checkpoint with a right checksum, whatever it holds."
+    path.write_bytes(to_bytes(tensors, dict(about=json.dumps(about | dict(sha256=train._digest(tensors, about))))))
+
+
+@pytest.mark.wrong("… is not there: nothing to resume; run without resume first",
+                   cause="resume=True was given, and the folder holds no checkpoint.", remedy="Check the folder's name, or leave resume away for the first run.",
+                   area="training")
+@pytest.mark.wrong("… is damaged or no checkpoint: …", cause="The file was changed, cut short, or is something else under this name.",
+                   remedy="Put a copy back, or train anew without resume.", area="files")
+@pytest.mark.wrong("… is a pickle or a zip file, which can run code when opened, so it is not read: save again with fit",
+                   cause="The checkpoint was written with torch.save or pickle.", remedy="Never open such a file from others. Train with fit, which writes data only.",
+                   area="files")
+@pytest.mark.wrong("… has format …, this version reads 2; train anew without resume", cause="The checkpoint was written by another version of the package.",
+                   remedy="Train anew, or go on with the version that wrote it.", area="files")
 def test_checkpoints_that_cannot_be_read(tiny, tmp_path):
     spec, rows = tiny[:2]
-    resume = lambda: train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path, resume=True)
-    with pytest.raises(FileNotFoundError, match="nothing to resume; run without resume first"): resume()
-    train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path)
-    path = tmp_path/"checkpoint.safetensors"
-    whole = path.read_bytes()
-    for broken in (whole[:-100], whole[:10], b"", b"\xff"*200):
+    resume = lambda: train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path/"run", resume=True)
+    with pytest.raises(FileNotFoundError, match="checkpoint.safetensors is not there: nothing to resume; run without resume first"): resume()
+    assert not (tmp_path/"run").exists()
+    train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path/"run")
+    path = tmp_path/"run"/"checkpoint.safetensors"
+    whole, (tensors, about) = path.read_bytes(), stored(path)
+    for broken in (whole[:-100], whole[:10], b"", b"\xff"*200, whole + b"0", whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(broken)
         with pytest.raises(ValueError, match="checkpoint.safetensors is damaged or no checkpoint"): resume()
-    path.write_bytes(whole)
-    with safe_open(path, "pt") as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["about"])
-    save_file(tensors, path, metadata=dict(about=json.dumps(about | dict(format=99))))
-    with pytest.raises(ValueError, match="has format 99, this version reads 1"): resume()
-    save_file(tensors, path)
-    with pytest.raises(ValueError, match="is damaged or no checkpoint"): resume()
+    torch.save(tensors, path)
+    with pytest.raises(ValueError, match="checkpoint.safetensors is a pickle or a zip file, which can run code when opened, so it is not read: save again with fit"): resume()
+    for other in (1, 99, None):
+        forge(path, tensors, about | dict(format=other))
+        with pytest.raises(ValueError, match=f"has format {other}, this version reads 2; train anew without resume"): resume()
+    for told in ({}, dict(about="[]"), dict(about="{")):
+        path.write_bytes(to_bytes(tensors, told))
+        with pytest.raises(ValueError, match="is damaged or no checkpoint"): resume()
+    forge(path, tensors, about)
+    resume()
 
 
+@pytest.mark.parametrize("change,says", [
+    (lambda t, a: t.update({"adam.0.exp_avg": t["adam.0.exp_avg"][:-1]}), r"does not fit this model: adam\.0\.exp_avg is float32 \(.*\), expected float32"),
+    (lambda t, a: t.update({"adam.0.exp_avg_sq": t["adam.0.exp_avg_sq"].double()}), r"adam\.0\.exp_avg_sq is float64 .*, expected float32"),
+    (lambda t, a: t.update({"adam.0.step": torch.ones(1)}), r"adam\.0\.step is float32 \(1,\), expected float32 \(\)"),
+    (lambda t, a: t.pop("adam.0.step"), r"adam\.0\.step is missing, expected float32"),
+    (lambda t, a: t.update({"adam.77.step": torch.tensor(1.)}), r"adam\.77\.step is float32 \(\), expected nothing"),
+    (lambda t, a: t.update({"adam.x": torch.tensor(1.)}), r"adam\.x is float32"), (lambda t, a: t.update(other=torch.ones(2)), "other is float32"),
+    (lambda t, a: t.pop("best.embed.table.weight"), r"best\.embed\.table\.weight is missing"),
+    (lambda t, a: t.update({"model.embed.table.weight": t["model.embed.table.weight"].half()}), r"model\.embed\.table\.weight is float16"),
+    (lambda t, a: a.update(log=[]), "its log is not one line per epoch"), (lambda t, a: a.update(log=a["log"][1:]), "its log is not one line per epoch"),
+    (lambda t, a: a.update(log="long"), "its log"), (lambda t, a: a.update(log=[3]), "its log"), (lambda t, a: a.update(run=None), "damaged"), (lambda t, a: a.pop("log"), "its log"),
+])
+def test_what_is_in_a_checkpoint_is_checked_before_it_is_used(tiny, tmp_path, change, says):
+    spec, rows = tiny[:2]
+    train.fit(fresh(spec), rows, **GO, checkpoint=tmp_path)
+    tensors, about = stored(tmp_path/"checkpoint.safetensors")
+    change(tensors, about)
+    forge(tmp_path/"checkpoint.safetensors", tensors, about)
+    m = fresh(spec, seed=1)
+    before = weights(m)
+    with pytest.raises(ValueError, match=f"checkpoint.safetensors .*{says}"): train.fit(m, rows, **GO | dict(epochs=3), checkpoint=tmp_path, resume=True)
+    assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def known(tiny, tmp_path_factory):
+    "Few rows, the bytes of a checkpoint after two epochs, and the weights after three."
+    rows, folder = tiny[1][:200], tmp_path_factory.mktemp("known")
+    go = dict(batch_size=100, lr=1e-2, progress=False)
+    made = lambda: fresh(tiny[0], widths=(4,), hidden=())
+    train.fit(made(), rows, epochs=2, **go, checkpoint=folder)
+    whole = made()
+    train.fit(whole, rows, epochs=3, **go)
+    return made, rows, go, (folder/"checkpoint.safetensors").read_bytes(), whole, folder
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_a_checkpoint_with_other_bytes_is_refused_or_gives_the_same_bits(known, data):
+    made, rows, go, content, whole, folder = known
+    changed = bytearray(content)
+    head = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.one_of(st.integers(0, 7), st.integers(8, head - 1), st.integers(head, len(changed) - 1))) % max(len(changed), 1)
+        kind = data.draw(st.sampled_from(["flip", "put", "cut", "insert", "double"]))
+        if kind == "flip": changed[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "put": changed[at:at + 1] = data.draw(st.binary(min_size=1, max_size=1))
+        elif kind == "cut": del changed[at:at + data.draw(st.integers(1, 2000))]
+        elif kind == "insert": changed[at:at] = data.draw(st.binary(min_size=1, max_size=20))
+        else: changed[at:at] = changed[at:at + 100]
+        if not changed: break
+    (folder/"checkpoint.safetensors").write_bytes(changed)
+    m = made()
+    with contextlib.suppress(ValueError):
+        train.fit(m, rows, epochs=3, **go, checkpoint=folder, resume=True)
+        assert same(m, whole)
+
+
+def test_any_flipped_bit_of_a_weight_is_noticed(known):
+    made, rows, go, content, _, folder = known
+    head, r = 8 + int.from_bytes(content[:8], "little"), np.random.default_rng(0)
+    for at in r.integers(head, len(content), 200):
+        changed = bytearray(content)
+        changed[at] ^= 1 << int(r.integers(8))
+        (folder/"checkpoint.safetensors").write_bytes(changed)
+        assert from_bytes(bytes(changed)) # the format alone does not notice
+        with pytest.raises(ValueError, match="its checksum differs; put a copy back, or train anew without resume"): train._read(folder/"checkpoint.safetensors")
+
+
+@pytest.mark.wrong("checkpoint … is a file; name a folder", cause="checkpoint names a file.", remedy="Name a folder: fit makes it and chooses the file's name.", area="files")
 def test_a_file_is_no_folder(tiny, tmp_path):
     (tmp_path/"file").write_text("x")
-    with pytest.raises(ValueError, match="is a file; name a folder"): train.fit(fresh(tiny[0]), tiny[1], **GO, checkpoint=tmp_path/"file")
+    with pytest.raises(ValueError, match="checkpoint '.*' is a file; name a folder"): train.fit(fresh(tiny[0]), tiny[1], **GO, checkpoint=tmp_path/"file")
 
 
 def test_a_folder_is_made_and_may_be_a_string(tiny, tmp_path):
     train.fit(fresh(tiny[0]), tiny[1], **GO, checkpoint=str(tmp_path/"new"/"folder"))
-    assert [p.name for p in (tmp_path/"new"/"folder").iterdir()] == ["checkpoint.safetensors"]
+    assert [p.name for p in sorted((tmp_path/"new"/"folder").iterdir())] == [".lock", "checkpoint.safetensors"]
 
 
 # Faster ---------------------------------------------------------------------------------------------------------------
