@@ -64,6 +64,7 @@ def serve(folder, epochs):
             said, code = "", 0
             try: go(folder, epochs)
             except KeyboardInterrupt as e: said, code = str(e), 130
+            except BaseException as e: said, code = repr(e), 1
             Path(folder, "said.txt").write_text(said)
             os._exit(code)
         print(pid, flush=True)
@@ -93,7 +94,10 @@ class Trainings:
 
     def wait_for_an_epoch(self):
         "Until a new file is there, or the training has ended."
-        while self.stamp() == self.version and not (self.folder/"said.txt").exists(): time.sleep(.001)
+        end = time.monotonic() + 60
+        while self.stamp() == self.version and not (self.folder/"said.txt").exists():
+            assert time.monotonic() < end, "a training stands still"
+            time.sleep(.001)
         self.version = self.stamp()
 
 
@@ -102,8 +106,8 @@ def trainings(tmp_path, request):
     "Trainings of so many epochs, ended with the test."
     made = Trainings(tmp_path, getattr(request, "param", EPOCHS))
     with made.child:
-        yield made
-        made.child.stdin.close()
+        try: yield made
+        finally: made.child.kill() # it may wait for a training that a failed test did not stop
 
 
 @pytest.fixture(scope="module")
