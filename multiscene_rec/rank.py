@@ -330,7 +330,7 @@ def _histories_of(prep, events, users, when): # history (U, S, H) float32, prese
     table = np.concatenate([residual_clicks(shown, clicked, prep.rate), np.log1p(shown), place], 2).astype(np.float32)
     return torch.from_numpy(table), torch.from_numpy(shown[:, :, -1] > 0)
 
-# %% ../nbs/10_rank.ipynb #33c9b57f
+# %% ../nbs/10_rank.ipynb #a9f7412d
 def _encoded(prep, frame, context=None): # fields (n, F), dense (n, D) of a frame that lacks some columns: those count as missing
     schema = prep.schema
     blank = {c: None for c in (schema.user, schema.item, *schema.categorical) if c not in frame}
@@ -338,6 +338,9 @@ def _encoded(prep, frame, context=None): # fields (n, F), dense (n, D) of a fram
     full = frame.assign(**{**blank, **(context or {}), schema.scenario: prep.scenarios[0], schema.time: 0})
     batch = prep.transform(full, log=prep.log.iloc[:0])
     return batch.fields, batch.dense
+
+def _item_columns(prep): # The items' frame, as far as the model reads it
+    return prep.items[[c for c in prep.items if c in (*prep.schema.item_columns, prep.schema.item)]]
 
 def _splits(model, prep): # Whether (10.7) holds: our own forward pass, and no column that stands in the wrong table
     schema, fuse = prep.schema, getattr(model, "fuse", None)
@@ -437,7 +440,7 @@ def _scored_in_full(shelf, users, scenario, events, when, context, out): # The s
         out[u] = predict(shelf.model, shelf.prep.transform(frame, log=past))
     return out
 
-# %% ../nbs/10_rank.ipynb #d0047abc
+# %% ../nbs/10_rank.ipynb #36141f49
 class _Shelf: # What a catalogue keeps
     def _build(self, model, prep):
         _check_pair(model, prep)
@@ -446,7 +449,7 @@ class _Shelf: # What a catalogue keeps
         self.events(None)
         if not self.split: return
         schema = prep.schema
-        fields, dense = _encoded(prep, prep.items[[c for c in prep.items if c in (*schema.item_columns, schema.item)]])
+        fields, dense = _encoded(prep, _item_columns(prep))
         self.places, blocks = _feature_places(model), range(0, max(len(fields), 1), 2**16)
         with torch.inference_mode():
             parts = [_item_parts(model, *(x[i:i + 2**16].to(self.device) for x in (fields, dense)), self.places) for i in blocks]
@@ -455,7 +458,7 @@ class _Shelf: # What a catalogue keeps
         self.user_row = pd.Index(people[schema.user])
         self.user_fields, self.user_dense = _encoded(prep, people.reindex(range(len(people) + 1)))  # the last row: nobody known
 
-# %% ../nbs/10_rank.ipynb #00b2fb29
+# %% ../nbs/10_rank.ipynb #f10501ed
 class _Kept(_Shelf): # What is made when it is first asked for
     def events(self, log): # The log, sorted; the one asked for last is kept
         log = self.prep.log if log is None else log
@@ -464,8 +467,7 @@ class _Kept(_Shelf): # What is made when it is first asked for
 
     def vectors(self): # (n, fields of the item × d): what the model has learned each item to be like
         if self.split: return self.items["query"].cpu()
-        item = self.prep.items[[self.prep.schema.item]]
-        return _item_vectors(self.model, SimpleNamespace(fields=_encoded(self.prep, item)[0]))
+        return _item_vectors(self.model, SimpleNamespace(fields=_encoded(self.prep, _item_columns(self.prep))[0]))
 
     def head(self, scenario): return self.prep.scenarios.index(scenario) if len(self.model.heads) > 1 else 0 # Which head answers
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiscene_rec import data, model, preprocess, rank, train
+from multiscene_rec import data, fusion, model, preprocess, rank, train
 
 formula = pytest.mark.formula
 scores = st.lists(st.integers(-4, 4), min_size=1, max_size=25)  # many ties
@@ -425,3 +425,204 @@ def test_a_hundred_thousand_items():
         start = time.perf_counter()
         assert len(rank.recommend(net, prep, 1, "home", k=10, diversity=lam)) == 10
         assert time.perf_counter() - start < 15  # about a second; a loop over items in Python would take minutes
+    catalogue = rank.Catalogue(net, prep)  # many blocks of items, the last one not full
+    same_list(rank.recommend(net, prep, 1, "home"), catalogue.recommend(1, "home"))
+    for row, user in zip(catalogue.scores([1, -1], "cart"), (1, -1)): torch.testing.assert_close(row, catalogue.scores([user], "cart")[0], atol=1e-6, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- the catalogue
+
+FUSIONS = ("none", "own", "mean", "concat", "attention", "attention+own")
+
+
+def moved(spec, seed=0, **options):
+    "A model with every number moved away from its start, so that none can be forgotten unnoticed."
+    torch.manual_seed(seed)
+    net = model.InterestModel(spec, **options).eval()
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(.2*torch.randn_like(p))
+    return net
+
+
+def same_list(a, b, atol=1e-6):
+    "The same contents; neighbours may change places where their scores are that close."
+    assert list(a.columns) == list(b.columns) and a["rank"].tolist() == b["rank"].tolist()
+    np.testing.assert_allclose(a.score, b.score, atol=atol)
+    for x, y, s in zip(a.item_id, b.item_id, a.score):
+        if x != y: assert abs(s - b.score[b.item_id == x]).min() <= 2*atol
+    pd.testing.assert_series_equal(a.dtypes, b.dtypes)
+
+
+@formula("10.8")
+def test_item_weights_item_by_item():
+    g = torch.Generator().manual_seed(0)
+    U, n, S, d, dq = 3, 5, 4, 6, 7
+    fuse = fusion.ScenarioAttention(d, S, dq).double()
+    h, q = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((U, S, d), (n, dq)))
+    present = torch.tensor([[True]*4, [True, False, True, False], [False]*4])
+    with torch.no_grad():
+        asks = fuse.key(q @ fuse.query.weight[:, :dq].T)
+        here = fuse.key(fuse.query.weight[:, dq:] @ fuse.target.weight[2])
+        found = rank.item_weights(asks, here, h, present)
+        for u, i in itertools.product(range(U), range(n)):
+            question = np.concatenate([q[i].numpy(), fuse.target.weight[2].numpy()])
+            asked = fuse.key.weight.numpy() @ (fuse.query.weight.numpy() @ question)
+            e = {s: math.exp(sum(asked*h[u, s].numpy())/math.sqrt(d)) for s in range(S) if present[u, s]}
+            np.testing.assert_allclose(found[u, i], [e.get(s, 0)/sum(e.values()) if e else 0 for s in range(S)], atol=1e-12)
+
+
+@formula("10.7")
+def test_catalogue_scores_by_the_whole_sum_one_item_at_a_time(shop):
+    mall, prep, _ = shop
+    net = moved(prep.spec, hidden=(5,)).double()
+    p = {k: v.numpy() for k, v in net.state_dict().items()}
+    users, when = [busy(mall), 3, -1], int(mall.events.timestamp.max()) + 1
+    found = rank.Catalogue(net, prep).scores(users, "cart")
+    for u, user in enumerate(users):
+        frame = mall.items[["item_id"]].assign(user_id=user, scenario="cart", timestamp=when)
+        batch = prep.transform(frame, log=mall.events)
+        with torch.no_grad():
+            E = net.embed(batch.fields)
+            q = E[:, net.item_columns].flatten(1)
+            z = net.fuse(net.extract(batch.history.double()), batch.present, q, batch.scenario)[0].numpy()
+        for i in (0, 7, 49):
+            x = np.concatenate([E[i].flatten().numpy(), batch.dense[i].numpy(), p["place.weight"][batch.scenario[i]], z[i],
+                                z[i]*(p["want.weight"] @ q[i].numpy() + p["want.bias"])])
+            unit = [max(sum(w*x) + b, 0) for w, b in zip(p["heads.0.hidden.layers.0.weight"], p["heads.0.hidden.layers.0.bias"])]
+            assert float(found[u, i]) == pytest.approx(1/(1 + math.exp(-(sum(p["heads.0.out.weight"][0]*unit) + p["heads.0.out.bias"][0]))), abs=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [(), (64,), (8, 5)])
+@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_the_catalogue_makes_the_lists_of_recommend(shop, kind, towers, hidden):
+    mall, prep, _ = shop
+    net = moved(prep.spec, fusion=kind, towers=towers, hidden=hidden)
+    catalogue = rank.Catalogue(net, prep)
+    assert catalogue.split
+    for user, scenario in itertools.product((busy(mall), 7, -1, None), ("home", "live")):
+        for more in (dict(k=50), dict(exclude_seen=False, when=int(mall.events.timestamp.median())), dict(diversity=.3)):
+            same_list(rank.recommend(net, prep, user, scenario, **more), catalogue.recommend(user, scenario, **more))
+
+
+def test_scores_of_many_are_those_of_one(shop):
+    mall, prep, net = shop
+    catalogue, users = rank.Catalogue(net, prep), [*mall.users.user_id[:40], -1, mall.users.user_id[3]]
+    together = catalogue.scores(users, "search")
+    assert together.shape == (42, 50) and together.dtype == torch.float32
+    torch.testing.assert_close(together[3], together[41], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(together, torch.cat([catalogue.scores([u], "search") for u in users]), atol=1e-6, rtol=1e-6)
+    for user in users[::10]:
+        frame = mall.items[["item_id"]].assign(user_id=user, scenario="search", timestamp=int(mall.events.timestamp.max()) + 1)
+        torch.testing.assert_close(together[users.index(user)], train.predict(net, prep.transform(frame, log=mall.events)), atol=1e-6, rtol=1e-6)
+    assert catalogue.scores([], "search").shape == (0, 50)
+
+
+def test_the_catalogue_follows_the_log_that_is_given(shop):
+    mall, prep, net = shop
+    catalogue, user = rank.Catalogue(net, prep), busy(mall)
+    shuffled = mall.events.sample(frac=1, random_state=0)
+    half = mall.events[mall.events.timestamp < mall.events.timestamp.median()]
+    others = mall.events[mall.events.user_id != user]
+    titled = mall.events.assign(category="only this one")  # a history column in the log itself counts, as in transform
+    for log in (None, shuffled, half, others, titled, half):
+        same_list(rank.recommend(net, prep, user, "cart", k=50, log=log), catalogue.recommend(user, "cart", k=50, log=log))
+    for when in (0, int(half.timestamp.max()), int(half.timestamp.max()) + 1, 10**12):
+        same_list(rank.recommend(net, prep, user, "home", k=50, when=when), catalogue.recommend(user, "home", k=50, when=when))
+    when = int(mall.events.timestamp.max()) + 1
+    same_list(rank.recommend(net, prep, user, "home", log=mall.events[:0], when=when), catalogue.recommend(user, "home", log=mall.events[:0], when=when))
+
+
+def test_rows_before_a_moment_by_scanning(shop):
+    mall, prep, _ = shop
+    events = rank._Events(prep, mall.events.sample(frac=1, random_state=1))
+    for user, when in itertools.product((3, busy(mall), -1), (0, int(mall.events.timestamp.median()), 10**12)):
+        rows, who = rank._rows_before(events, [-7, user], when)
+        expected = events.log[(events.log.user_id == user) & (events.log.timestamp < when)]
+        assert sorted(events.order[rows]) == sorted(np.flatnonzero(events.log.index.isin(expected.index))) and set(who) <= {1}
+
+
+def test_text_ids_a_context_and_columns_of_other_tables():
+    mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
+    log = mall.events.assign(user_id="u" + mall.events.user_id.astype(str), item_id="i" + mall.events.item_id.astype(str))
+    items = mall.items[["item_id", "category"]].assign(item_id="i" + mall.items.item_id.astype(str), score=5.)
+    prep = preprocess.Preprocessor(data.Schema(categorical=("category",), numeric=())).fit(log, items=items)
+    net = moved(prep.spec)
+    for user in ("u3", "nobody"): same_list(rank.recommend(net, prep, user, "home"), rank.Catalogue(net, prep).recommend(user, "home"))
+    prep = preprocess.Preprocessor(data.Schema(categorical=(), numeric=())).fit(log)  # nothing but ids, histories of items
+    net = moved(prep.spec)
+    same_list(rank.recommend(net, prep, "u3", "home"), rank.Catalogue(net, prep).recommend("u3", "home"))
+    _, prep, _ = with_hour()
+    net = moved(prep.spec)
+    catalogue = rank.Catalogue(net, prep)
+    for context in (None, {"hour": "night"}, {"hour": "day", "age_band": "<25"}, {"hour": "never seen"}):
+        same_list(rank.recommend(net, prep, 1, "home", context=context), catalogue.recommend(1, "home", context=context))
+
+
+class Own(model.InterestModel):
+    "A model with a forward pass of its own."
+    def explain(self, batch):
+        logits, alpha = super().explain(batch)
+        return 2*logits + batch.dense[:, 0], alpha
+
+
+def test_a_model_that_cannot_be_taken_apart_is_passed_in_full(shop):
+    mall, prep, _ = shop
+    torch.manual_seed(0)
+    net = Own(prep.spec)
+    catalogue = rank.Catalogue(net, prep)
+    assert not catalogue.split
+    for more in (dict(k=50), dict(diversity=.4)): same_list(rank.recommend(net, prep, 5, "home", **more), catalogue.recommend(5, "home", **more))
+    assert catalogue.scores([5, -1], "home").shape == (2, 50)
+    late = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items.assign(city="everywhere"))  # a user's column among the items
+    net = moved(late.spec)
+    assert not rank.Catalogue(net, late).split
+    same_list(rank.recommend(net, late, 5, "home"), rank.Catalogue(net, late).recommend(5, "home"))
+
+
+def test_the_catalogue_refuses_what_recommend_refuses(shop):
+    mall, prep, net = shop
+    catalogue = rank.Catalogue(net, prep)
+    for ask in (dict(user_id=1, scenario="roof"), dict(user_id=1, scenario="home", k=0), dict(user_id=1, scenario="home", diversity=2), dict(user_id="1", scenario="home"),
+                dict(user_id=1, scenario="home", context={"city": 1, "colour": 2}), dict(user_id=1, scenario="home", log=mall.events[:0]),
+                dict(user_id=3, scenario="home", log=pd.DataFrame(dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0)))):
+        with pytest.raises(ValueError) as plain: rank.recommend(net, prep, **ask)
+        with pytest.raises(ValueError) as quick: catalogue.recommend(**ask)
+        assert str(plain.value) == str(quick.value)
+    with pytest.raises(ValueError, match="log: there is no column 'clicked'"): catalogue.recommend(1, "home", log=mall.events.drop(columns="clicked"))
+    with pytest.raises(ValueError, match="no time in seconds"): catalogue.recommend(1, "home", log=mall.events.assign(timestamp=np.nan))
+    with pytest.raises(ValueError, match="has missing labels"): catalogue.recommend(busy(mall), "home", log=mall.events.assign(clicked=np.nan))
+    with pytest.raises(ValueError, match="do not belong together"): rank.Catalogue(moved(dataclasses.replace(prep.spec, history=7)), prep)
+    with pytest.raises(ValueError, match="fit it, or load a fitted one"): rank.Catalogue(net, preprocess.Preprocessor())
+
+
+def test_a_double_model_keeps_its_digits(shop):
+    _, prep, _ = shop
+    net = moved(prep.spec, fusion="attention+own").double()
+    np.testing.assert_allclose(rank.Catalogue(net, prep).recommend(5, "home").score, rank.recommend(net, prep, 5, "home").score, atol=1e-7)
+
+
+def test_a_catalogue_is_stale_when_the_model_has_changed(shop):
+    "What it keeps is a copy: documented, and told apart here."
+    _, prep, _ = shop
+    net = moved(prep.spec)
+    catalogue = rank.Catalogue(net, prep)
+    with torch.no_grad(): net.embed.table.weight.add_(1)
+    assert abs(catalogue.scores([5], "home") - rank.Catalogue(net, prep).scores([5], "home")).max() > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("towers", [False, True])
+def test_the_catalogue_on_the_gpu(shop, kind, towers):
+    mall, prep, _ = shop
+    net = moved(prep.spec, fusion=kind, towers=towers)
+    cpu = rank.Catalogue(net, prep)
+    expected = cpu.scores(range(20), "home"), cpu.recommend(busy(mall), "cart", k=50)
+    gpu = rank.Catalogue(net.to("cuda"), prep)
+    found = gpu.scores(range(20), "home"), gpu.recommend(busy(mall), "cart", k=50)
+    assert found[0].device.type == "cpu"
+    torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
+    same_list(expected[1], found[1], atol=1e-4)
+    assert len(gpu.recommend(3, "home", diversity=.3)) == 10
+    with pytest.raises(ValueError, match="the model has moved from cpu to cuda:0 since the catalogue was built: build it again"): cpu.scores([3], "home")
