@@ -141,7 +141,7 @@ def sole_writer(
         yield folder
     finally: lock.release()
 
-# %% ../nbs/01_core.ipynb #a2f7b482
+# %% ../nbs/01_core.ipynb #b1f49535
 def read_whole(
     path: str | Path, # The file to read
     writer: str, # Who writes such files, for the error message, such as "InterestModel.save"
@@ -153,6 +153,7 @@ def read_whole(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
     content = path.read_bytes()
-    if content[:1] == b"\x80" and content[1:2] <= b"\x05" or content[:4] == b"PK\x03\x04":
+    numbers = content[6:9] == b"\0\0{" # safetensors: a length of 8 bytes, far below 2^48, then JSON
+    if content[:1] == b"\x80" and content[1:2] <= b"\x05" and not numbers or content[:4] == b"PK\x03\x04":
         raise ValueError(f"{path} is a pickle or a zip file, which can run code when opened, so it is not read: save again with {writer}")
     return content

@@ -158,6 +158,12 @@ def test_a_pickle_is_never_opened(content, tmp_path):
     with pytest.raises(ValueError, match="can run code when opened"): core.read_whole(tmp_path/"weights", "save")
 
 
+def test_safetensors_whose_length_looks_like_a_pickle_are_read(tmp_path):
+    content = (0x0580).to_bytes(8, "little") + b"{" + b" "*0x57f
+    core.write_whole(tmp_path/"x", content)
+    assert core.read_whole(tmp_path/"x", "save") == content
+
+
 @given(st.binary(max_size=200))
 def test_what_is_written_is_read(content):
     with tempfile.TemporaryDirectory() as folder:

