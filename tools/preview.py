@@ -372,7 +372,7 @@ _TEMPLATE = """<!DOCTYPE html>
 {scripts}</head>
 <body>
 <a class="skip" href="#main">To the text</a>
-<nav class="side" aria-label="All pages"><details{open}><summary>{site}</summary>
+<nav class="side" aria-label="All pages"><details><summary>{site}</summary>
 {nav}
 </details></nav>
 <main id="main">
@@ -396,7 +396,8 @@ _KATEX = """<link rel="stylesheet" href="katex/katex.css">
 """
 _MERMAID = """<script defer src="mermaid.min.js"></script>
 <script>addEventListener("DOMContentLoaded", async () => {
-  mermaid.initialize({startOnLoad: false, theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "neutral"});
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  mermaid.initialize({startOnLoad: false, theme: dark ? "dark" : "neutral", themeVariables: dark ? {edgeLabelBackground: "#15181d"} : {}});
   await mermaid.run();
   // Shrunk to a phone a wide diagram could not be read: it scrolls instead.
   for (const svg of document.querySelectorAll("pre.mermaid svg")) svg.style.minWidth = .7*svg.viewBox.baseVal.width + "px";
@@ -457,7 +458,7 @@ hr { border: 0; border-top: 1px solid var(--line); margin: 2rem 0 1rem; }
 def style():
     "The style sheet, with the colours of code for light and dark."
     code = lambda name: "\n".join(line for line in HtmlFormatter(style=name).get_style_defs(".highlight").splitlines() if line.startswith(".highlight ."))
-    return f"{_CSS}{code('default')}\n@media (prefers-color-scheme: dark) {{\n{code('github-dark')}\n}}\n"
+    return f"{_CSS}{code('default')}\n.highlight .ow {{ color: #8a10d8; }}\n@media (prefers-color-scheme: dark) {{\n{code('github-dark')}\n}}\n"
 
 
 def navigation(here, there):
@@ -499,7 +500,7 @@ def build(names=None, out=PREVIEW):
             scripts = "" if missing else _KATEX * ("$" in body) + _MERMAID * ('class="mermaid"' in body)
             (out/html_name(name)).write_text(_TEMPLATE.format(
                 title=html.escape(str(page.head.get("title", name))), site=html.escape(cfg["title"]), nav=navigation(name, there), body=body, turn="".join(turn),
-                scripts=scripts, open=""), encoding="utf-8", newline="\n")
+                scripts=scripts), encoding="utf-8", newline="\n")
             written.append(html_name(name))
     return written, missing
 
