@@ -404,7 +404,7 @@ _MERMAID = """<script defer src="mermaid.min.js"></script>
 });</script>
 """
 
-_CSS = """:root { color-scheme: light dark; --back: #fff; --soft: #f4f5f7; --line: #d5d8de; --text: #1d2026; --dim: #565d69; --link: #0a58a8; --mark: #0072B2; }
+_CSS = """:root { color-scheme: light dark; --back: #fff; --soft: #f7f8fa; --line: #d5d8de; --text: #1d2026; --dim: #565d69; --link: #0a58a8; --mark: #0072B2; }
 @media (prefers-color-scheme: dark) { :root { --back: #15181d; --soft: #1f242b; --line: #3a414c; --text: #e4e7ec; --dim: #a6adb9; --link: #7cb8f5; --mark: #56B4E9; } }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; -webkit-text-size-adjust: 100%; }
@@ -458,7 +458,7 @@ hr { border: 0; border-top: 1px solid var(--line); margin: 2rem 0 1rem; }
 def style():
     "The style sheet, with the colours of code for light and dark."
     code = lambda name: "\n".join(line for line in HtmlFormatter(style=name).get_style_defs(".highlight").splitlines() if line.startswith(".highlight ."))
-    return f"{_CSS}{code('default')}\n.highlight .ow {{ color: #8a10d8; }}\n@media (prefers-color-scheme: dark) {{\n{code('github-dark')}\n}}\n"
+    return f"{_CSS}{code('default')}\n.highlight .ow, .highlight .nd {{ color: #8a10d8; }}\n@media (prefers-color-scheme: dark) {{\n{code('github-dark')}\n}}\n"
 
 
 def navigation(here, there):
