@@ -25,7 +25,7 @@ _MODULES = {
                 "bootstrap_interval"),
     "model": ("InterestModel",),
     "train": ("fit", "predict", "History"),
-    "rank": ("top_k", "mmr", "recommend"),
+    "rank": ("top_k", "mmr", "recommend", "Catalogue"),
     "coupons": (),
     "cli": (),
 }
@@ -66,5 +66,5 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getatt
     from .predictor import InterestPredictor, bce_with_logits, calibration_table, observable_ceiling
     from .preprocess import (MinMax, Preprocessor, Spec, StandardScore, Vocabulary, clean, dedupe, group_split,
                              time_split)
-    from .rank import mmr, recommend, top_k
+    from .rank import Catalogue, mmr, recommend, top_k
     from .train import History, fit, predict

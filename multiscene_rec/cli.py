@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FUSIONS', 'app', 'Split', 'Fusion', 'compare_table', 'true_mixing', 'read_schema', 'measure', 'train_log',
-           'evaluate_log', 'Data', 'demo', 'train', 'evaluate', 'recommend', 'main']
+           'evaluate_log', 'Data', 'demo', 'main']
 
-# %% ../nbs/90_cli.ipynb #5ca44547
+# %% ../nbs/90_cli.ipynb #1b8b4619
 import io
 import json
 import os
@@ -34,7 +34,7 @@ from .model import FUSIONS as MODEL_FUSIONS
 from .model import InterestModel, model_card
 from .predictor import observable_ceiling
 from .preprocess import Preprocessor, clean, group_split, time_split
-from .rank import recommend as recommend_items
+from .rank import recommend
 from .train import attention_map, compare, fit, plot_map, predict
 
 # %% ../nbs/90_cli.ipynb #a12e11b6
@@ -109,12 +109,12 @@ def true_mixing(
     share = rho**2 / (rho**2).sum(1, keepdims=True)
     return pd.DataFrame(share, list(mall.scenarios), list(mall.scenarios)).rename_axis(index="target", columns="history")
 
-# %% ../nbs/90_cli.ipynb #4081b9dd
+# %% ../nbs/90_cli.ipynb #a8241332
 def _mall_lists(model, prep, log): # The busiest user of the log, in two scenarios
     user = log.user_id.value_counts().index[0]
     _say(f"\nTen items for user {user}, who has {int((log.user_id == user).sum())} rows of history, in two scenarios")
     for scenario in ("home", "search"):
-        top = recommend_items(model, prep, user, scenario, k=10, log=log)
+        top = recommend(model, prep, user, scenario, k=10, log=log)
         _say(f"\n{scenario}\n{_show(top[['rank', 'title', 'category', 'price', 'score']].set_index('rank').rename_axis(None))}")
 
 def _demo_mall(out, seed, device, quick, progress):
@@ -203,7 +203,7 @@ def _separator(path): # Of the four usual ones that which stands most often in t
     with open(path, encoding="utf-8-sig", errors="replace") as f: header = f.readline()
     return max(",;\t|", key=header.count)
 
-# %% ../nbs/90_cli.ipynb #3b6d4f8a
+# %% ../nbs/90_cli.ipynb #a5a4324d
 @dataclass
 class _Log: # A log that is ready to be split
     name: str # Where it came from
@@ -223,6 +223,7 @@ def _raw(path, schema, columns, users, items): # (frame, users, items, schema) o
     users, items = (given and _side_table(given, key, log, option) for given, key, option in ((users, own.user, "--users"), (items, own.item, "--items")))
     return log, users, items, own
 
+# %% ../nbs/90_cli.ipynb #6c3bf0ac
 def _open_log(path, schema, price, columns=None, users=None, items=None): # Read and clean
     given, (log, users, items, schema) = schema, _raw(path, schema, columns, users, items)
     if given is None: schema = _with_features(schema, log, users, items)
@@ -356,7 +357,11 @@ def _keep_all(out, model, prep, history, metrics, maps, card, run): # Whatever h
 def _versions(): # What a result may depend on
     return dict(multiscene_rec=multiscene_rec.__version__, torch=torch.__version__, numpy=np.__version__, pandas=pd.__version__, python=platform.python_version())
 
-# %% ../nbs/90_cli.ipynb #76a97192
+# %% ../nbs/90_cli.ipynb #49a0941b
+_KEPT = ("epochs", "batch_size", "lr", "patience") # of the options of fit those that the card tells
+_HOW = dict(epochs=10, batch_size=1024, lr=4e-3, patience=2, precision="fp32", progress=True)
+
+# %% ../nbs/90_cli.ipynb #9f1e774c
 def train_log(
     log: str | Path, # A .csv, .csv.gz or .parquet file, or movielens-100k
     out: str | Path, # Folder for the model and all that belongs to it; made if it is not there
@@ -369,26 +374,22 @@ def train_log(
     resume: bool = False, # Go on with a run that was stopped
     overwrite: bool = False, # Replace what the folder holds
     seed: int = 0, # Of the weights, the order of the rows and a split by user
-    device: str = "auto", # As for fit
-    precision: str = "fp32", # As for fit
-    progress: bool = True, # As for fit
     say=_say, # What to do with a line of news
     model: dict | None = None, # Options of InterestModel, such as fusion and towers
-    **training, # epochs, batch_size, lr, patience, as for fit
+    **training, # epochs, batch_size, lr, patience, device, precision, progress, as for fit
 ) -> pd.DataFrame: # What measure says of the test rows
     """Train on a log and write model, preprocessor, metrics, pictures and a model card into a folder.
 
     Raises: `ValueError`, `FileNotFoundError`, `OSError` for what is wrong with log, options or folder; `KeyboardInterrupt` that names the checkpoint.
     """
-    out, device = Path(out), str(pick_device(device))
+    out, how = Path(out), _HOW | training | dict(device=str(pick_device(training.get("device", "auto"))))
     if split not in ("time", "user"): raise ValueError(f"split is time or user, got {split!r}")
     with sole_writer(out):
         _free(out, resume, overwrite)
         if overwrite: (out/"run.json").unlink(missing_ok=True)
         say(f"Reading {log}")
         data = _open_log(log, schema, price, columns, users, items)
-        options = dict(resume=resume, seed=seed, device=device, precision=precision, progress=progress)
-        return _train(data, out, split, price, dict(model or {}), dict(epochs=10, batch_size=1024, lr=4e-3, patience=2) | training, options, say)
+        return _train(data, out, split, price, model or {}, {k: how.pop(k) for k in _KEPT}, how | dict(resume=resume, seed=seed), say)
 
 # %% ../nbs/90_cli.ipynb #68f3379b
 def _ready(data, split, seed, say): # The three batches, the rows they are made of, and what to remember
@@ -489,7 +490,7 @@ def evaluate_log(
 def _both(old, new, schema): # The old log, and of the new one what it does not hold yet
     return pd.concat([old, new[new[schema.time] > old[schema.time].max()][list(old.columns)]], ignore_index=True)
 
-# %% ../nbs/90_cli.ipynb #fb1ba902
+# %% ../nbs/90_cli.ipynb #e88012a8
 def _user_of(prep, text): # The id as the log has it; and a line if nobody has it
     known = prep.log[prep.schema.user]
     if pd.api.types.is_numeric_dtype(known):
@@ -507,7 +508,7 @@ def _list_of(saved, user, scenario, k, seen, diversity, log): # The frame, and a
     log = _with_news(saved, log)
     saved.prep.log = log
     user, note = _user_of(saved.prep, user)
-    return recommend_items(saved.model, saved.prep, user, scenario, k=k, exclude_seen=not seen, diversity=diversity, log=log), note
+    return recommend(saved.model, saved.prep, user, scenario, k=k, exclude_seen=not seen, diversity=diversity, log=log), note
 
 # %% ../nbs/90_cli.ipynb #40121a5b
 class Data(str, Enum):
@@ -541,11 +542,15 @@ def demo(
     else: _demo_coupons(path, out, seed, device, quick, progress)
     _say(f"\nWritten to {out}: metrics.csv, attention.png, curve.png and the trained model")
 
-# %% ../nbs/90_cli.ipynb #ae1181ea
+# %% ../nbs/90_cli.ipynb #34865855
 Split, Fusion = Enum("Split", {n: n for n in ("time", "user")}, type=str), Enum("Fusion", {n: n for n in MODEL_FUSIONS}, type=str)
 
 class _Stopped(Exception): # Ctrl-C, with words that the parser of options would swallow
     pass
+
+def _stoppable(work, *args, **options):
+    try: return work(*args, **options)
+    except KeyboardInterrupt as e: raise _Stopped(str(e) or "stopped") from None
 
 def _told(schema, **named): # What the options say of the columns
     named = {k: v for k, v in named.items() if v is not None}
@@ -556,9 +561,9 @@ def _results(out, metrics): # For the screen
     _say(f"\nTest rows (intervals: 95 %, over users)\n{_show(metrics.drop(columns=['log_loss_low', 'log_loss_high']))}")
     _say(f"\nWritten to {out}: {', '.join(sorted(p.name for p in out.iterdir() if not p.name.startswith('.')))}")
 
-# %% ../nbs/90_cli.ipynb #b79f07f1
-@app.command()
-def train(
+# %% ../nbs/90_cli.ipynb #54cb436b
+@app.command("train")
+def _train_command(
     log: Annotated[str, typer.Argument(help="a .csv, .csv.gz or .parquet file; or movielens-100k, from an installed recbole")],
     out: Annotated[Path, typer.Option(help="folder for the model and all that belongs to it")],
     user: Annotated[str | None, typer.Option(help="column of the user  [user_id]")] = None,
@@ -567,8 +572,7 @@ def train(
     time: Annotated[str | None, typer.Option(help="column of the time, in seconds or ISO text  [timestamp]")] = None,
     label: Annotated[str | None, typer.Option(help="column of the answer, 0 or 1  [clicked]")] = None,
     schema: Annotated[Path | None, typer.Option(help="JSON or TOML file that names all columns, features too")] = None,
-    users: Annotated[Path | None, typer.Option(help="file with one row a user")] = None,
-    items: Annotated[Path | None, typer.Option(help="file with one row an item")] = None,
+    users: Annotated[Path | None, typer.Option(help="file with one row a user")] = None, items: Annotated[Path | None, typer.Option(help="file with one row an item")] = None,
     split: Annotated[Split, typer.Option(help="what the test rows are: the latest, or those of other users")] = Split.time,
     price: Annotated[str | None, typer.Option(help="column of prices: drop rows where it is not above 0, or absurd")] = None,
     fusion: Annotated[Fusion, typer.Option(help="how histories are fused")] = Fusion.attention,
@@ -578,23 +582,19 @@ def train(
     lr: Annotated[float, typer.Option(help="step size")] = 4e-3,
     patience: Annotated[int, typer.Option(min=1, help="stop after so many epochs without a lower validation loss")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="of everything random")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that the folder holds")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto", precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")] = False, overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that the folder holds")] = False,
     progress: Annotated[bool, typer.Option(help="a bar for each epoch, where somebody watches")] = True,
 ) -> None:
     """Train on a log of your own; writes the model, its metrics, pictures and a model card."""
     told = _told(schema, user=user, item=item, scenario=scenario, time=time, label=label)
-    files = dict(users=users, items=items, split=split.value, price=price, resume=resume, overwrite=overwrite)
-    how = dict(seed=seed, device=device, precision=precision, progress=progress, model=dict(fusion=fusion.value, towers=towers))
-    try: metrics = train_log(log, out, **told, **files, **how, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience)
-    except KeyboardInterrupt as e: raise _Stopped(str(e) or "stopped") from None
-    _results(out, metrics)
+    how = dict(split=split.value, model=dict(fusion=fusion.value, towers=towers), epochs=epochs, batch_size=batch_size, lr=lr, patience=patience)
+    rest = dict(users=users, items=items, price=price, resume=resume, overwrite=overwrite, seed=seed, device=device, precision=precision, progress=progress)
+    _results(out, _stoppable(train_log, log, out, **told, **how, **rest))
 
-# %% ../nbs/90_cli.ipynb #fd283f0d
-@app.command()
-def evaluate(
+# %% ../nbs/90_cli.ipynb #bfde2315
+@app.command("evaluate")
+def _evaluate_command(
     folder: Annotated[Path, typer.Argument(help="folder that train wrote")],
     log: Annotated[str, typer.Argument(help="a log with the same columns")],
     used: Annotated[bool, typer.Option("--used", help="count rows too that the model was trained with")] = False,
@@ -605,8 +605,9 @@ def evaluate(
     if as_json: return print(_json(metrics.reset_index().to_dict("records")), end="")
     _say(f"\nIntervals: 95 %, over users\n{_show(metrics.drop(columns=['log_loss_low', 'log_loss_high']))}")
 
-@app.command()
-def recommend(
+# %% ../nbs/90_cli.ipynb #026471f5
+@app.command("recommend")
+def _recommend_command(
     folder: Annotated[Path, typer.Argument(help="folder that train wrote")],
     user: Annotated[str, typer.Option(help="whom")],
     scenario: Annotated[str, typer.Option(help="where the list will be shown")],
@@ -625,13 +626,13 @@ def recommend(
 def _hint(text): # News that must not get between the results
     print(text, file=sys.stderr)
 
-# %% ../nbs/90_cli.ipynb #bd0da162
+# %% ../nbs/90_cli.ipynb #a8917cbb
 _MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) # what our functions raise for wrong input
 
 def main(
     args: list[str] | None = None, # Words of the command line; None takes them from the shell
 ) -> int: # Exit code: 0, or 2 for a mistake of the user, or 130 after Ctrl-C
-    """Run the command; a mistake is one line on stderr, and anything else is a fault of ours and raised. With --debug the traceback comes too."""
+    """Run the command; a mistake is one line on stderr, and anything else is a fault of ours and raised. With `--debug` the traceback comes too."""
     if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1) # layers this small lose more to waiting threads than they gain
     words = sys.argv[1:] if args is None else list(args)
     debug, words = "--debug" in words, [w for w in words if w != "--debug"]

@@ -5,6 +5,7 @@
 """
 import argparse
 import ast
+import re
 import sys
 
 from tools import notebooks
@@ -25,7 +26,7 @@ def wrong_marks(folder=notebooks.ROOT/"tests"):
     return list({m["message"]: m for m in reversed(found)}.values())[::-1]  # one message may be read by several tests
 
 
-def _cell(text): return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+def _cell(text): return re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"`\1`", text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*"))
 
 
 def went_wrong():
