@@ -21,7 +21,7 @@ def test_a_benchmark_runs(name):
 
 def test_results_say_when_where_and_on_what():
     files = list(common.RESULTS.glob("*.json"))
-    assert {f.stem.split("-")[0] for f in files} >= {"rank", "train", "preprocess"}
+    assert {f.stem.split("-")[0] for f in files} >= {*NAMES, "imports"}
     for path in files:
         run = json.loads(path.read_text())
         assert run["rows"] and run["date"] >= "2026-11-24" and run["commit"] and run["hardware"]["cores"] >= 1 and run["torch"], path.name
