@@ -63,3 +63,38 @@ def test_no_message_stands_twice():
     "newcomer", "k must be", "axis", "pickle", "format", "damaged", "free space", "Ctrl-C", "another run", "milliseconds"])
 def test_the_bad_days_are_all_there(words):
     assert words.lower() in pages.went_wrong().lower()
+
+
+# ---------------------------------------------------------------- nothing is missing from the pages
+
+def test_every_formula_symbol_model_and_exercise_is_on_its_page():
+    page = {name: (notebooks.NBS/name).read_text(encoding="utf-8") for name in pages.PAGES}
+    for row in pages.ledger():
+        assert f"({row['tag']})" in page["formulas.md"] and f"`{row['symbol']}`" in page["formulas.md"] and row["tests"], row
+    for book, name, _, said in pages.public():
+        assert f"`{name}`" in page["library.md"] and (said or name.isupper() or name == "app"), f"{book}: {name} has no first line"
+    from multiscene_rec.model import FUSIONS
+    assert all(f"(`{fusion}`)" in page["models.md"] for fusion in FUSIONS)
+    from tools import exercises
+    assert all(f"### {e.name.split('_')[0]} {e.title}" in page["exercises.md"] for e in exercises.sources())
+
+
+def test_the_letters_are_those_of_the_code():
+    code = "\n".join(p.read_text(encoding="utf-8") for p in pages.PACKAGE.glob("*.py"))
+    for symbol in pages._toml(pages.TOOLS/"notation.toml")["symbol"]:
+        for name in symbol["code"]: assert re.search(rf"\b{name}\b", code), name
+        assert (notebooks.NBS/f"{symbol['page']}.ipynb").exists()
+
+
+def test_every_term_says_where_it_is_taught():
+    terms = pages._toml(pages.TOOLS/"glossary.toml")["term"]
+    assert len(terms) >= 100 and len({t["en"] for t in terms}) == len(terms)
+    for t in terms:
+        assert t["meaning"].endswith(".") and t["zh"] and (t.get("part") in pages.PARTS or (notebooks.NBS/f"{t['page']}.ipynb").exists()), t
+
+
+def test_closing_runs_are_those_on_record():
+    "A new run of a closing table changes its text: then commit and hardware in tools/results.toml must be looked at."
+    import hashlib
+    for r in pages._toml(pages.TOOLS/"results.toml")["result"]:
+        assert hashlib.sha256(pages._printed(r["notebook"], r["cell"]).encode()).hexdigest()[:16] == r["sha256"], r["key"]

@@ -5,16 +5,43 @@
 """
 import argparse
 import ast
+import json
 import re
 import sys
+import tomllib
+from pathlib import Path
 
 from tools import notebooks
 
+ROOT, TOOLS, TESTS = notebooks.ROOT, notebooks.ROOT/"tools", notebooks.ROOT/"tests"
+PACKAGE = ROOT/"multiscene_rec"
 AREAS = ("your log", "the command", "training", "files", "lists")
-_HEAD = "<!-- Made by tools/pages.py from {}: make export writes it. -->\n"
+PARTS = {"II": "II Models that know scenarios", "III": "III Large models", "IV": "IV In production", "V": "V Trust"}
 
 
-def wrong_marks(folder=notebooks.ROOT/"tests"):
+def _toml(path): return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _cell(text):
+    text = " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return re.sub(r"(?<![\w`-])(--[a-z][a-z-]*)", r"`\1`", text)  # two hyphens in plain text become a dash
+
+
+def _page(title, description, made_from, *lines):
+    return "\n".join(["---", f'title: "{title}"', f'description: "{description}"', "---", "",
+                      f"<!-- Made by tools/pages.py from {made_from}: make export writes it. -->", "", *lines]).rstrip() + "\n"
+
+
+def _table(header, rows):
+    return [f"| {' | '.join(header)} |", f"|{'---|'*len(header)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _notebook(stem): return f"[{stem.replace('_', ' ', 1)}]({stem}.ipynb)"
+
+
+# ---------------------------------------------------------------- what went wrong
+
+def wrong_marks(folder=TESTS):
     "Every @pytest.mark.wrong(message, cause=, remedy=, area=) of the tests, with the test that proves it."
     found = []
     for path in sorted(folder.glob("test_*.py")):
@@ -26,27 +53,197 @@ def wrong_marks(folder=notebooks.ROOT/"tests"):
     return list({m["message"]: m for m in reversed(found)}.values())[::-1]  # one message may be read by several tests
 
 
-def _cell(text): return re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"`\1`", text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*"))
-
-
 def went_wrong():
     "The page of messages: one table an area."
-    marks = wrong_marks()
-    lines = ["---", 'title: "What went wrong?"', 'description: "Every message that a user can meet, where it comes from and what to do."', "---", "",
-             _HEAD.format("the marks of the tests"),
-             "A message is one line: it names the file, the column, the row or the folder, and what to do. Three dots stand for what varies. "
-             "Nothing on this page is written by hand twice: each line belongs to a test that provokes the message and reads it.", "",
-             "`--debug` after any command adds the traceback.", ""]
+    marks, lines = wrong_marks(), []
     for area in AREAS:
-        rows = sorted((m for m in marks if m["area"] == area), key=lambda m: m["message"].lstrip("…. ").lower())
-        if not rows: continue
-        lines += [f"## {area[0].upper()}{area[1:]}", "", "| message | cause | remedy |", "|---|---|---|"]
-        lines += [f"| {_cell(m['message'])} | {_cell(m['cause'])} | {_cell(m['remedy'])} |" for m in rows]
-        lines.append("")
-    return "\n".join(lines)
+        rows = sorted((m for m in marks if m["area"] == area), key=lambda m: m["message"].lstrip("…. -").lower())
+        if rows: lines += [f"## {area[0].upper()}{area[1:]}", "", *_table(("message", "cause", "remedy"), [[_cell(m[k]) for k in ("message", "cause", "remedy")] for m in rows])]
+    return _page("What went wrong?", "Every message that a user can meet, where it comes from and what to do.", "the marks of the tests",
+                 "A message is one line: it names the file, the column, the row or the folder, and what to do. Three dots stand for what varies. "
+                 "Each line belongs to a test that provokes the message and reads it.", "", "`--debug` after any command adds the traceback.", "", *lines)
 
 
-PAGES = {"went_wrong.md": went_wrong}
+# ---------------------------------------------------------------- notation, ledger, API
+
+def notation():
+    "The page of letters."
+    rows = [[f"${s['tex']}$" if s["tex"] else "–", ", ".join(f"`{c}`" for c in s["code"]), _cell(s["shape"]), _cell(s["meaning"]), _notebook(s["page"])]
+            for s in _toml(TOOLS/"notation.toml")["symbol"]]
+    return _page("Notation", "The same letters in prose, formulas and code.", "tools/notation.toml",
+                 "The same letters stand in prose, in formulas and in code. B is always the first axis.", "", *_table(("symbol", "in code", "shape, unit", "meaning", "introduced in"), rows))
+
+
+def ledger():
+    "Every numbered formula: [dict(notebook, tag, name, symbol, tests)]."
+    tests = {}
+    for path in sorted(TESTS.glob("test_*.py")):
+        if path.name == "test_ledger.py": continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef): continue
+            for mark in node.decorator_list:
+                for call in ast.walk(mark):
+                    if isinstance(call, ast.Call) and (getattr(call.func, "attr", "") or getattr(call.func, "id", "")) == "formula":
+                        for a in call.args:
+                            if isinstance(a, ast.Constant): tests.setdefault(a.value, []).append(f"{path.name}::{node.name}")
+    return [dict(notebook=book, **entry, tests=sorted(set(tests.get(entry["tag"], [])))) for book, entries in _toml(TESTS/"formulas.toml").items() for entry in entries]
+
+
+def formulas():
+    "The page of formulas."
+    lines, rows = [], ledger()
+    for book in dict.fromkeys(r["notebook"] for r in rows):
+        mine = [r for r in rows if r["notebook"] == book]
+        lines += [f"## {book.replace('_', ' ', 1)}", "", f"Derived in [{book}]({book}.ipynb).", "",
+                  *_table(("number", "formula", "symbol", "second opinion"), [[f"({r['tag']})", _cell(r["name"]), f"`{r['symbol']}`", " ".join(f"`{t}`" for t in r["tests"][:2])] for r in mine])]
+    return _page("Formulas", "Every numbered formula, the symbol that computes it, and the test that computes it another way.", "tests/formulas.toml and the marks of the tests",
+                 f"{len(rows)} formulas. Each is derived in its notebook, computed by an exported symbol, and computed again, another way, by a test. "
+                 "The tests are tested too: with the symbol swapped for one that is 1 % wrong, each of them fails.", "", *lines)
+
+
+def public():
+    "Public symbols: [(module, name, kind, first line of its docstring)], in the order of the modules."
+    out = []
+    for path in sorted(notebooks.NBS.glob("[0-9][0-9]_*.ipynb")):
+        module = PACKAGE/f"{path.stem[3:]}.py"
+        if not module.exists(): continue
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        names = [e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for e in n.value.elts]
+        found = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        for name in names:
+            node = found.get(name)
+            said = (ast.get_docstring(node) or "").split("\n\n")[0] if node else ""
+            out.append((path.stem, name, "class" if isinstance(node, ast.ClassDef) else "function" if node else "constant", said))
+    return out
+
+
+def api():
+    "The page of the library."
+    lines, rows = [], public()
+    top = {n for names in _top().values() for n in names}
+    for book in dict.fromkeys(r[0] for r in rows):
+        lines += [f"## multiscene_rec.{book[3:]}", "", f"Explained in [{book}]({book}.ipynb).", "",
+                  *_table(("name", "kind", "what it does"), [[f"`{name}`" + (" ●" if name in top else ""), kind, _cell(re.sub(r"\s*Formulas?:.*", "", said, flags=re.S))] for b, name, kind, said in rows if b == book])]
+    return _page("Library", "Every public symbol of the package, by module.", "the docstrings of multiscene_rec",
+                 "● marks what `multiscene_rec` itself shows, as in `from multiscene_rec import auc`. All else is imported from its module. "
+                 "Parameters, shapes and errors stand in each notebook next to the formula, and in `help(...)`.", "", *lines)
+
+
+def _top():
+    for node in ast.parse((PACKAGE/"__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_MODULES": return ast.literal_eval(node.value)
+
+
+# ---------------------------------------------------------------- models and results
+
+def _printed(stem, starts):
+    "What the first code cell whose source contains the words printed, as stored in the notebook."
+    for cell in notebooks.read(notebooks.NBS/f"{stem}.ipynb")["cells"]:
+        if cell["cell_type"] == "code" and starts in "".join(cell["source"]):
+            return "".join("".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream").rstrip()
+    raise SystemExit(f"{stem}: no cell contains {starts!r}; bring tools/results.toml in step")
+
+
+def _closing(key): return next(r for r in _toml(TOOLS/"results.toml")["result"] if r["key"] == key)
+
+
+def _rows_of(text):
+    "Name of a line -> its numbers, of a printed table."
+    out = {}
+    for line in text.splitlines():
+        if m := re.match(r"(\S.*?)\s{2,}(-?\d.*)$", line): out.setdefault(m[1].strip(), re.findall(r"-?\d+\.\d+(?: ± \d+\.\d+)?", m[2]))
+    return out
+
+
+def models():
+    "The page of models."
+    from multiscene_rec import toy_mall
+    from multiscene_rec.model import count_parameters
+    from multiscene_rec.preprocess import Preprocessor
+    mall = toy_mall(n_users=1000, n_events=20_000)
+    spec = Preprocessor().fit(mall.events, users=mall.users, items=mall.items).spec
+    tags = {}
+    for r in ledger(): tags.setdefault(r["symbol"], []).append(r)
+    here, there = _closing("mall"), _closing("coupons")
+    mall_rows, coupon_rows = (_rows_of(_printed(r["notebook"], r["cell"])) for r in (here, there))
+    rows = []
+    for m in _toml(TOOLS/"models.toml")["model"]:
+        known = [r for s in m["symbols"] for r in tags.get(s, [])]
+        links = ", ".join(f"[({r['tag']})]({r['notebook']}.ipynb)" for r in known)
+        auc = mall_rows[m["fusion"]][4] if m["fusion"] in mall_rows else "–"
+        coupon = coupon_rows.get(m["coupons"], ["–"])[0] if "coupons" in m else "–"
+        towers = coupon_rows.get(f"{m['coupons']}, towers", ["–"])[0] if "coupons" in m else "–"
+        rows.append([f"**{_cell(m['name'])}** (`{m['fusion']}`)", _cell(m["idea"]), links, f"{sum(count_parameters(spec, fusion=m['fusion']).values()):,}", auc, coupon, towers, _cell(m["source"])])
+    ceiling = mall_rows["ceiling: the log"][4]
+    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "tools/models.toml, the ledger, the code and stored outputs",
+                 "All are one network, `InterestModel`, and differ only in how it fuses the histories of the scenarios. "
+                 f"AUC is the mean over scenarios: on the mall from [09 train](09_train.ipynb), five seeds (mean ± standard deviation; the log allows {ceiling}), "
+                 "on the coupons from [11 coupons](11_coupons.ipynb), ten splits by respondent. Parameters are for the mall's 600 items.", "",
+                 *_table(("model", "idea", "formulas", "parameters", "AUC, mall", "AUC, coupons", "with towers", "source"), rows),
+                 "With towers, each scenario has a head of its own. Parts II and III will add their models here.", "")
+
+
+def results():
+    "The page of the closing runs and of the benchmarks."
+    lines = []
+    for r in _toml(TOOLS/"results.toml")["result"]:
+        lines += [f"## {r['title']}", "", f"{r['about']} From [{r['notebook']}]({r['notebook']}.ipynb), run at commit `{r['commit']}` on {r['hardware']}.", "", "```text", _printed(r["notebook"], r["cell"]), "```", ""]
+    for path in sorted((ROOT/"bench"/"results").glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        machine = run["hardware"].get("gpu") or f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores, {run['hardware']['threads']} thread(s)"
+        keys = list(dict.fromkeys(k for row in run["rows"] for k in row))
+        lines += [f"## Benchmark: {path.stem}", "", f"{run['date']}, commit `{run['commit']}`, {machine}, PyTorch {run['torch']}, Python {run['python']}. By `python -m bench.{run['benchmark'] if run['benchmark'] != 'imports' else 'notebooks'}`.", "",
+                  *_table([k.replace("_", " ") for k in keys], [[_number(row.get(k)) for k in keys] for row in run["rows"]])]
+    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.", "stored outputs of the notebooks and bench/results",
+                 "Numbers of another machine will differ in the last digits, times by more. A difference smaller than the spread is no difference.", "", *lines)
+
+
+def _number(x):
+    if x is None or x != x: return "–"
+    if isinstance(x, bool): return "yes" if x else "no"
+    if isinstance(x, float): return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
+    return _cell(f"{x:,}" if isinstance(x, int) else x)
+
+
+# ---------------------------------------------------------------- glossary
+
+def glossary():
+    "The page of terms."
+    rows = []
+    for t in sorted(_toml(TOOLS/"glossary.toml")["term"], key=lambda t: t["en"].lower()):
+        where = _notebook(t["page"]) if "page" in t else f"{PARTS[t['part']]}, to come"
+        rows.append([_cell(t["en"]), _cell(t["zh"]), _cell(t["meaning"]), where])
+    return _page("Glossary", "Terms of the course in English and Chinese.", "tools/glossary.toml",
+                 "The course grew from a Chinese article. Here is each of its technical terms, with the English one that the course uses.", "", *_table(("English", "中文", "meaning", "where"), rows))
+
+
+# ---------------------------------------------------------------- exercises with folded solutions
+
+def exercises():
+    "The page of exercises: statement, and the solution folded away."
+    from tools import exercises as ex
+    lines, book = [], ""
+    for e in ex.sources():
+        if e.assignment != book:
+            book = e.assignment
+            lines += [f"## {book.replace('_', ' ', 1)}", "", f"To [{book}]({book}.ipynb).", ""]
+        lines += [f"### {e.name.split('_')[0]} {e.title}", ""]
+        for cell in e.cells:
+            if cell.kind == "text": lines += [re.sub(r"^# .*\n+", "", cell.source).replace("../../../nbs/", ""), ""]
+            elif cell.kind == "solution": lines += ["```python", next(c.source for c in ex.student_copy(e).cells if c.id == cell.id), "```", ""]
+        lines += ["<details><summary>Solution</summary>", ""]
+        for cell in e.cells:
+            if cell.kind == "solution": lines += ["```python", re.sub(r"^[ \t]*### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M).rstrip(), "```", ""]
+            if cell.kind == "answer": lines += [re.sub(r"^### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M).strip(), ""]
+        lines += ["</details>", ""]
+    return _page("Exercises", "The graded exercises, with solutions folded away.", "exercises/source",
+                 "Try first. A solution read before an attempt is soon forgotten. `make exercises` makes notebooks of these that check your answer in words; "
+                 "`exercises/README.md` says how. For teachers: [Teaching with this course](teaching.md).", "", *lines)
+
+
+PAGES = {"notation.md": notation, "formulas.md": formulas, "library.md": api, "models.md": models, "results.md": results,
+         "glossary.md": glossary, "exercises.md": exercises, "went_wrong.md": went_wrong}
+BY_HAND = ("teaching.md",)  # written, not made; in the sidebar with the others
 
 
 def write(check=False):

@@ -17,7 +17,7 @@ from pathlib import Path
 from nbdev.process import Processor
 
 from tools import notebooks
-from tools.pages import PAGES
+from tools.pages import BY_HAND, PAGES
 
 PARTS = (  # first and last number of a notebook, heading in the sidebar
     (0, 11, "I The article, made to work"),
@@ -49,7 +49,7 @@ def sidebar():
         pages = [p.name for p in notebooks.paths("[0-9][0-9]_*.ipynb") if first <= int(p.name[:2]) <= last]
         if pages: lines += [f'      - section: "{heading}"\n', "        contents:\n"]
         lines += [f"          - {page}\n" for page in pages]
-    made = [name for name in PAGES if (notebooks.NBS/name).exists()]
+    made = [name for name in (*PAGES, *BY_HAND) if (notebooks.NBS/name).exists()]
     if made: lines += ['      - section: "To look up"\n', "        contents:\n", *(f"          - {name}\n" for name in made)]
     return "".join(lines)
 
