@@ -6,11 +6,12 @@
 __all__ = ['FUSIONS', 'app', 'compare_table', 'true_mixing', 'read_schema', 'measure', 'train_log', 'evaluate_log', 'Data',
            'demo', 'main']
 
-# %% ../nbs/90_cli.ipynb #1b8b4619
+# %% ../nbs/90_cli.ipynb #a750305d
 import io
 import json
 import os
 import platform
+import shutil
 import sys
 import tomllib
 import traceback
@@ -25,15 +26,16 @@ import pandas as pd
 import torch
 import typer
 
+# %% ../nbs/90_cli.ipynb #459b7d1f
 import multiscene_rec
-from .core import pick_device, read_whole, require, set_seed, sole_writer, write_whole
+from .core import checksum, pick_device, read_whole, require, set_seed, sole_writer, write_whole
 from .coupons import CouponEncoder, context_lists, split_respondents
 from .data import Schema, load_coupons, load_movielens_100k, log_summary, read_log, toy_mall
 from .metrics import auc, bootstrap_interval, log_loss, report
 from .model import FUSIONS as MODEL_FUSIONS
 from .model import InterestModel, model_card
 from .predictor import observable_ceiling
-from .preprocess import Preprocessor, clean, group_split, time_split
+from .preprocess import Preprocessor, clean, group_split, new_rows, time_split
 from .rank import recommend
 from .train import attention_map, compare, fit, plot_map, predict
 
@@ -253,7 +255,7 @@ def _known(rows, scenarios, schema, what): # Rows of known scenarios; and a line
     if not len(kept): raise ValueError(f"{line}; none is left: train on a log that holds these scenarios early on, or use --split user")
     return kept, [line]
 
-# %% ../nbs/90_cli.ipynb #cd6c046e
+# %% ../nbs/90_cli.ipynb #a2fb99ff
 def measure(
     label: np.ndarray, # (n,) 0 or 1
     prob: np.ndarray, # (n,) predicted probability of a click
@@ -267,18 +269,18 @@ def measure(
     Raises: `ValueError` as metrics.report.
     """
     table = report(label, prob, scenario, user)
-    for name, metric in (("auc", auc), ("log_loss", log_loss)):
-        for line in table.index.drop("macro"):
-            rows = np.full(len(label), True) if line == "all" else np.asarray(scenario) == line
+    for line in table.index.drop("macro"):
+        rows = np.full(len(label), True) if line == "all" else np.asarray(scenario) == line
+        for name, metric in (("auc", auc), ("log_loss", log_loss)):
             try: low, high = bootstrap_interval(metric, label[rows], prob[rows], user[rows], resamples=resamples)
             except ValueError: low = high = np.nan
             table.loc[line, [f"{name}_low", f"{name}_high"]] = low, high
-            if base is not None: table.loc[line, "base_log_loss"] = log_loss(label[rows], base[rows])
+        if base is not None: table.loc[line, "base_log_loss"] = log_loss(label[rows], base[rows])
     if base is not None: table.loc["macro", "base_log_loss"] = table.base_log_loss.drop(["macro", "all"]).mean()
     order = ["rows", "users", "click_rate", "auc", "auc_low", "auc_high", "gauc", "log_loss", "log_loss_low", "log_loss_high", "base_log_loss"]
     return table[[c for c in order if c in table]]
 
-# %% ../nbs/90_cli.ipynb #7aa26d9f
+# %% ../nbs/90_cli.ipynb #eefed23e
 _FORMAT = 1
 
 def _json(value): # Text of plain data; NaN, which JSON does not have, becomes null
@@ -292,27 +294,23 @@ def _picture(figure): # A figure as the bytes of a png
     plt.close(figure)
     return buffer.getvalue()
 
-def _free(out, resume, overwrite): # Is there something in the folder that must not be lost?
-    done, begun = out/"run.json", out/"checkpoint"/"checkpoint.safetensors"
-    if resume:
-        if done.exists(): raise ValueError(f"{out} holds a finished run: nothing is left to resume; name another folder, or --overwrite it")
-        if not begun.exists(): raise FileNotFoundError(f"{out} holds no run that was begun: leave --resume out")
-    elif not overwrite:
-        if done.exists(): raise ValueError(f"{out} holds a trained model: name another folder, or say --overwrite to replace it")
-        if begun.exists(): raise ValueError(f"{out} holds a run that was stopped: --resume goes on with it, --overwrite begins again")
+def _begun(out): return out/"checkpoint"/"checkpoint.safetensors" # There while a run is not finished
 
-# %% ../nbs/90_cli.ipynb #28422a93
-def _weights(model, batch, scenarios): # Title and map for the picture of attention; None where the fusion has no weights
+def _free(out, resume, overwrite): # Is there something in the folder that must not be lost?
+    done, begun = (out/"run.json").exists(), _begun(out).exists()
+    if resume and not begun:
+        if done: raise ValueError(f"{out} holds a finished run: nothing is left to resume; name another folder, or --overwrite it")
+        raise FileNotFoundError(f"{out} holds no run that was begun: leave --resume out")
+    if not (resume or overwrite):
+        if begun: raise ValueError(f"{out} holds a run that was stopped: --resume goes on with it, --overwrite begins again")
+        if done: raise ValueError(f"{out} holds a trained model: name another folder, or say --overwrite to replace it")
+
+# %% ../nbs/90_cli.ipynb #7e24b65b
+def _weights(model, batch): # Title and map for the picture of attention; None where the fusion has no weights
     if model.options["fusion"] in ("none", "concat"): return None
     seen = attention_map(model, batch)
     if seen.notna().all().all(): return {"weight of each history (test rows with all of them)": seen}
-    sums, rows = torch.zeros(len(scenarios), len(scenarios), dtype=torch.float64), torch.zeros(len(scenarios), dtype=torch.float64)
-    for part in batch.batches(8192): # too few rows have a history everywhere: the mean over all rows, an absent history counting 0
-        with torch.inference_mode(): alpha = model.explain(part)[1]
-        sums.index_add_(0, part.scenario, alpha.double())
-        rows += torch.bincount(part.scenario, minlength=len(scenarios))
-    table = pd.DataFrame((sums/rows[:, None]).numpy(), scenarios, scenarios)
-    return {"mean weight of each history (all test rows)": table.rename_axis(index="target", columns="history")}
+    return {"mean weight of each history (all test rows)": attention_map(model, batch, complete=False)}
 
 # %% ../nbs/90_cli.ipynb #0dbe3705
 def _when(seconds): # A moment in words
@@ -341,8 +339,9 @@ def _span(value, low, high): # A number and its interval
     if np.isnan(value): return "-"
     return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-# %% ../nbs/90_cli.ipynb #71396b23
-def _keep_all(out, model, prep, history, metrics, maps, card, run): # Whatever happens on the way, run.json comes last
+# %% ../nbs/90_cli.ipynb #d60b91a7
+def _keep_all(out, model, prep, history, metrics, maps, card, run): # run.json goes first and comes last: what lies between two models is none
+    (out/"run.json").unlink(missing_ok=True)
     model.save(out/"model")
     prep.save(out/"preprocess")
     write_whole(out/"metrics.csv", metrics.to_csv().encode())
@@ -351,8 +350,10 @@ def _keep_all(out, model, prep, history, metrics, maps, card, run): # Whatever h
     axes.figure.tight_layout()
     write_whole(out/"curve.png", _picture(axes.figure))
     if maps: write_whole(out/"attention.png", _picture(plot_map(maps)))
+    else: (out/"attention.png").unlink(missing_ok=True)
     write_whole(out/"model_card.md", card.encode())
-    write_whole(out/"run.json", _json(run).encode())
+    write_whole(out/"run.json", _json(run | dict(checksum=checksum(run))).encode())
+    shutil.rmtree(out/"checkpoint")
 
 def _versions(): # What a result may depend on
     return dict(multiscene_rec=multiscene_rec.__version__, torch=torch.__version__, numpy=np.__version__, pandas=pd.__version__, python=platform.python_version())
@@ -361,7 +362,7 @@ def _versions(): # What a result may depend on
 _KEPT = ("epochs", "batch_size", "lr", "patience") # of the options of fit those that the card tells
 _HOW = dict(epochs=10, batch_size=1024, lr=4e-3, patience=2, precision="fp32", progress=True)
 
-# %% ../nbs/90_cli.ipynb #9f1e774c
+# %% ../nbs/90_cli.ipynb #a1cb7a5b
 def train_log(
     log: str | Path, # A .csv, .csv.gz or .parquet file, or movielens-100k
     out: str | Path, # Folder for the model and all that belongs to it; made if it is not there
@@ -386,7 +387,6 @@ def train_log(
     if split not in ("time", "user"): raise ValueError(f"split is time or user, got {split!r}")
     with sole_writer(out):
         _free(out, resume, overwrite)
-        if overwrite: (out/"run.json").unlink(missing_ok=True)
         say(f"Reading {log}")
         data = _open_log(log, schema, price, columns, users, items)
         return _train(data, out, split, price, model or {}, {k: how.pop(k) for k in _KEPT}, how | dict(resume=resume, seed=seed), say)
@@ -407,7 +407,7 @@ def _ready(data, split, seed, say): # The three batches, the rows they are made 
     prep.log = (known if cut["by"] == "time" else pd.concat(parts[:2]))[list(prep.log.columns)].reset_index(drop=True) # from now on histories are up to date
     return prep, parts, batches, cut, notes
 
-# %% ../nbs/90_cli.ipynb #c5e895f6
+# %% ../nbs/90_cli.ipynb #7d78353b
 def _train(data, out, split, price, model_options, training, options, say):
     seed = options["seed"]
     prep, parts, (train, valid, test), cut, notes = _ready(data, split, seed, say)
@@ -416,6 +416,7 @@ def _train(data, out, split, price, model_options, training, options, say):
     set_seed(seed)
     model = InterestModel(prep.spec, **model_options)
     say(f"Learning from {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on {len(test):,}")
+    if not options["resume"]: _begun(out).unlink(missing_ok=True)
     try: history = fit(model, train, valid, checkpoint=out/"checkpoint", **training, **options)
     except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(out)) from None
     for epoch, loss, valid_loss, valid_auc in history.frame.itertuples(index=False):
@@ -425,11 +426,12 @@ def _train(data, out, split, price, model_options, training, options, say):
     run = dict(format=_FORMAT, log=data.name, schema=asdict(data.schema), price=price, split=cut, seed=seed, model=model.options,
                training=training | dict(precision=options["precision"], device=options["device"]), best_epoch=history.best_epoch,
                rows=dict(read=data.cleaning.rows_in, kept=data.cleaning.rows_out, train=len(train), valid=len(valid), test=len(test)), versions=_versions())
-    _keep_all(out, model, prep, history, metrics, _weights(model, test, list(prep.scenarios)), _card(model, data, parts, cut, notes, metrics, history, run), run)
+    _keep_all(out, model, prep, history, metrics, _weights(model, test), _card(model, data, parts, cut, notes, metrics, history, run), run)
     return metrics
 
+# %% ../nbs/90_cli.ipynb #41c34abf
 def _stopped(out): # For Ctrl-C
-    path = out/"checkpoint"/"checkpoint.safetensors"
+    path = _begun(out)
     if not path.exists(): return f"stopped before the first epoch was over: nothing was saved in {out}"
     return f"stopped; {path} holds the last whole epoch: the same command with --resume goes on from it"
 
@@ -438,22 +440,28 @@ def _test(model, prep, rows, batch): # Metrics of the test rows
     return measure(rows[prep.schema.label].to_numpy(), predict(model, batch).numpy(), np.array(prep.scenarios, dtype=object)[code],
                    rows[prep.schema.user].to_numpy(), np.asarray(prep.rate)[code])
 
-# %% ../nbs/90_cli.ipynb #623df838
+# %% ../nbs/90_cli.ipynb #50f8cb14
 @dataclass
 class _Saved: # What train_log wrote
     model: InterestModel
     prep: Preprocessor
     run: dict # run.json
 
+def _run_of(path): # What run.json says, if it is of this format and unchanged
+    try:
+        run = json.loads(read_whole(path, "multiscene-rec train").decode())
+        own = checksum(run) if isinstance(run, dict) else None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}") from None
+    found = run.get("format") if isinstance(run, dict) else None
+    if found != _FORMAT: raise ValueError(f"{path} has format {found!r}, this version reads {_FORMAT}: train again")
+    if run.get("checksum") != own: raise ValueError(f"{path} is damaged or was edited: train again")
+    return run
+
 def _load(folder):
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"no such folder: {folder}; name the one that train wrote")
-    if not (folder/"run.json").is_file() and (folder/"checkpoint").is_dir(): raise ValueError(f"{folder} holds a run that was stopped: finish it with train --resume")
-    try: run = json.loads(read_whole(folder/"run.json", "multiscene-rec train"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e: raise ValueError(f"{folder/'run.json'} is damaged: {e}") from None
-    found = run.get("format") if isinstance(run, dict) else None
-    if found != _FORMAT: raise ValueError(f"{folder/'run.json'} has format {found!r}, this version reads {_FORMAT}: train again")
-    if not isinstance(run.get("split"), dict) or run["split"].get("by") not in ("time", "user"): raise ValueError(f"{folder/'run.json'} is damaged: it does not say how the log was split")
+    if not (folder/"run.json").is_file() and _begun(folder).is_file(): raise ValueError(f"{folder} holds a run that was stopped: finish it with train --resume")
+    run = _run_of(folder/"run.json")
     saved = _Saved(InterestModel.load(folder/"model"), Preprocessor.load(folder/"preprocess"), run)
     if saved.model.spec != saved.prep.spec: raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
     return saved
@@ -463,7 +471,7 @@ def _unused(saved, rows): # Rows that had no part in training
     if cut["by"] == "user": return rows[~rows[schema.user].isin(saved.prep.log[schema.user])]
     return rows[rows[schema.time] >= cut["test_from"]]
 
-# %% ../nbs/90_cli.ipynb #6bf43ca7
+# %% ../nbs/90_cli.ipynb #4bf728cc
 def evaluate_log(
     folder: str | Path, # That train_log wrote
     log: str | Path, # A file with the columns of the training log, or movielens-100k
@@ -483,12 +491,11 @@ def evaluate_log(
     if not len(rows): raise ValueError(f"no row of {log} is new to the model: give a newer log, or --used to score what it was trained with")
     rows, notes = _known(rows, saved.prep.scenarios, schema, "log")
     for note in notes: say(note)
-    past = data.rows[data.rows[schema.scenario].isin(saved.prep.scenarios)]
-    batch = saved.prep.transform(rows, log=past if used or saved.run["split"]["by"] == "user" else _both(saved.prep.log, past, schema))
+    batch = saved.prep.transform(rows, log=_both(saved.prep.log, data.rows, schema))
     return _test(saved.model, saved.prep, rows, batch)
 
 def _both(old, new, schema): # The old log, and of the new one what it does not hold yet
-    return pd.concat([old, new[new[schema.time] > old[schema.time].max()][list(old.columns)]], ignore_index=True)
+    return pd.concat([old, new[new_rows(old, new, schema.required)][list(old.columns)]], ignore_index=True)
 
 # %% ../nbs/90_cli.ipynb #e88012a8
 def _user_of(prep, text): # The id as the log has it; and a line if nobody has it

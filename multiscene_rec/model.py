@@ -6,7 +6,7 @@
 __all__ = ['FUSIONS', 'match', 'item_gap', 'BesideOwn', 'InterestModel', 'count_parameters', 'scenario_cost', 'count_flops',
            'size_table', 'start_loss', 'check_model', 'model_card']
 
-# %% ../nbs/08_model.ipynb #20d75a51
+# %% ../nbs/08_model.ipynb #50dbe881
 import hashlib
 import json
 import math
@@ -23,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 import multiscene_rec
-from .core import check_shape, read_whole, write_whole
+from .core import check_shape, checksum, read_whole, write_whole
 from .data import Batch
 from .extractor import FieldEmbedding, ReLUExtractor
 from .fusion import ConcatFusion, MeanFusion, OwnScenario, ScenarioAttention, fusion_parameters
@@ -359,12 +359,8 @@ def check_model(
                          index=pd.Index(found, name="check"), columns=["found", "limit", "passed"])
     return table.assign(which=["", "", "", "", ", ".join(dead)])
 
-# %% ../nbs/08_model.ipynb #4abbd102
+# %% ../nbs/08_model.ipynb #ffe469e4
 _FORMAT = 2
-
-def _checksum(about): # SHA-256 of what model.json says, this checksum left out; the order counts, for it is the order of the fields
-    text = json.dumps({k: v for k, v in about.items() if k != "checksum"}, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 def _check_finite(tensors, what): # No nan, no infinity
     for name, x in tensors.items():
@@ -377,11 +373,11 @@ def _save(model, folder):
     weights = to_bytes(tensors)
     about = dict(format=_FORMAT, spec=asdict(model.spec), options=model.options, sha256=hashlib.sha256(weights).hexdigest(),
                  tensors={k: list(v.shape) for k, v in tensors.items()})
-    text = json.dumps(about | dict(checksum=_checksum(about)), indent=1, ensure_ascii=False)
+    text = json.dumps(about | dict(checksum=checksum(about)), indent=1, ensure_ascii=False)
     write_whole(folder/"model.safetensors", weights)
     write_whole(folder/"model.json", text.encode())
 
-# %% ../nbs/08_model.ipynb #ba9c7d6f
+# %% ../nbs/08_model.ipynb #2b389ad5
 _WRITER = "InterestModel.save"
 _ABOUT = {"format", "spec", "options", "sha256", "tensors", "checksum"}
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
@@ -395,7 +391,7 @@ def _about(path): # What model.json says: of this format, complete and unchanged
     content = read_whole(path, _WRITER)
     try:
         about = json.loads(content.decode())
-        own = _checksum(about) if isinstance(about, dict) else None
+        own = checksum(about) if isinstance(about, dict) else None
     except (ValueError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}") from None
     found = about.get("format") if isinstance(about, dict) else None
     if type(found) is not int or found != _FORMAT:
@@ -445,9 +441,9 @@ def _check_shapes(path, found, shapes): # Every tensor of the model, and no othe
     differ = sorted(k for k in shapes.keys() | set(found) if shapes.get(k) != dict(found).get(k))
     raise ValueError(f"{path} does not fit the model it describes: {', '.join(differ[:5])}")
 
-# %% ../nbs/08_model.ipynb #2877f767
+# %% ../nbs/08_model.ipynb #2a0c8f66
 def _weights(path, sha256): # The tensors, if the file is the one that was described
-    content = path.read_bytes()
+    content = read_whole(path, _WRITER)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is damaged, or is not the partner of the model.json beside it: its checksum differs")
     try: weights = from_bytes(content)

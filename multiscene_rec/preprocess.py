@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['dedupe', 'CleanReport', 'clean', 'score_rules', 'MinMax', 'StandardScore', 'log_scale', 'skewness', 'Vocabulary',
-           'time_split', 'group_split', 'history_sums', 'residual_clicks', 'Spec', 'Preprocessor']
+           'time_split', 'group_split', 'history_sums', 'residual_clicks', 'Spec', 'new_rows', 'history_events',
+           'history_features', 'Preprocessor']
 
-# %% ../nbs/03_preprocess.ipynb #dd2e186f
+# %% ../nbs/03_preprocess.ipynb #e7f0ccec
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
-from .core import check_shape, read_whole, write_whole
+from .core import check_shape, checksum, read_whole, write_whole
 from .data import Batch, Schema
 
 # %% ../nbs/03_preprocess.ipynb #52948da6
@@ -513,8 +514,13 @@ def _scale(x, name, log, score): # (n,) float64; missing becomes 0, the mean
     if log and (x < 0).any(): raise ValueError(f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training row was; clean the log, or make it missing")
     return np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0.)
 
-# %% ../nbs/03_preprocess.ipynb #9dfb54b6
-def _new_rows(log, frame, keys): # True where the log does not hold the row of frame already; twins are matched one to one
+# %% ../nbs/03_preprocess.ipynb #c9ba41cc
+def new_rows(
+    log: pd.DataFrame, # What is known
+    frame: pd.DataFrame, # What may hold rows of it again
+    keys: tuple, # Columns in which a row has to agree to be the same
+) -> np.ndarray: # (len(frame),) bool: True where the log does not hold the row already
+    """Which rows are new. Twins are matched one to one: a page may show an item twice."""
     both = pd.concat([log[list(keys)], frame[list(keys)]], ignore_index=True)
     code = both.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
     old, new = code[:len(log)], code[len(log):]
@@ -529,25 +535,42 @@ def _moments(user, time): # Each user and moment once, sorted; and which one bel
     row[order] = np.cumsum(new) - 1
     return user[new], time[new], row
 
-# %% ../nbs/03_preprocess.ipynb #1c278f27
+# %% ../nbs/03_preprocess.ipynb #db26127d
 def _history_columns(schema): # Item columns that histories count
     return schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,)
 
 def _counted(prep, name): # Words of a history column that histories count: the commonest
     return prep.vocabularies[name].words[:prep.history_words]
 
-def _past(prep, frame): # What histories count, as arrays: time, scenario, label, values; the last value is "all items"
+# %% ../nbs/03_preprocess.ipynb #459cb7da
+def history_events(
+    prep, # Preprocessor, fitted
+    log: pd.DataFrame, # N rows
+) -> tuple[np.ndarray, ...]: # time (N,) s, scenario (N,) -1 unknown, label (N,), values (N, C) -1 not counted, the last "all items"
+    """A log as histories count it. Raises: `ValueError` naming the row without a time."""
     schema, start, columns = prep.schema, 0, []
     for name in _history_columns(prep.schema):
-        id = prep.vocabularies[name].encode(_column(frame, name, schema, prep.users, prep.items))
+        id = prep.vocabularies[name].encode(_column(log, name, schema, prep.users, prep.items))
         n = len(_counted(prep, name))
         columns.append(np.where((id > 0) & (id <= n), id - 1 + start, -1))
         start += n
-    columns.append(np.full(len(frame), start))
-    scenario = Vocabulary(words=prep.scenarios).encode(frame[schema.scenario]) - 1
-    return _times(frame, schema), scenario, _as_float(frame[schema.label]), np.stack(columns, 1)
+    columns.append(np.full(len(log), start))
+    scenario = Vocabulary(words=prep.scenarios).encode(log[schema.scenario]) - 1
+    return _times(log, schema), scenario, _as_float(log[schema.label]), np.stack(columns, 1)
 
-# %% ../nbs/03_preprocess.ipynb #bb4917fc
+# %% ../nbs/03_preprocess.ipynb #9b001d30
+def history_features(
+    shown: np.ndarray, # (R, S, V) how often each value was shown, the last one "all items"
+    clicked: np.ndarray, # (R, S, V) how often it was clicked
+    rate: np.ndarray, # (S,) click rate of each scenario
+) -> tuple[np.ndarray, np.ndarray]: # table (R, S, 2V + S) float32 and present (R, S) bool
+    """What the sums of R moments become in a batch; the last S numbers say whose history it is, for one extractor reads them all."""
+    R, S, V = shown.shape
+    table = np.empty((R, S, 2*V + S), dtype=np.float32)
+    table[:, :, :V], table[:, :, V:2*V], table[:, :, 2*V:] = residual_clicks(shown, clicked, rate), np.log1p(shown), np.eye(S)
+    return table, shown[:, :, -1] > 0
+
+# %% ../nbs/03_preprocess.ipynb #9d376320
 _BLOCK = 2**21 # Numbers of the sums (3.8) that are held at a time
 
 def _history_names(prep): # V names: each known value of each history column, then all items
@@ -564,7 +587,7 @@ def _blocks(user, width): # (first, last) of runs of whole users; a run has abou
 def _by_user(prep, frame, sources): # The moments of frame and what histories count, both in order of user
     schema = prep.schema
     user = pd.factorize(pd.concat([frame[schema.user], *(s[schema.user] for s in sources)], ignore_index=True))[0]
-    time, scenario, label, values = (np.concatenate(part) for part in zip(*(_past(prep, s) for s in sources)))
+    time, scenario, label, values = (np.concatenate(part) for part in zip(*(history_events(prep, s) for s in sources)))
     moments = _moments(user[:len(frame)], _times(frame, schema))
     user = user[len(frame):]
     order = np.argsort(user, kind="stable")
@@ -572,7 +595,7 @@ def _by_user(prep, frame, sources): # The moments of frame and what histories co
     if not np.isfinite(label[order]).all(): raise ValueError(f"column {schema.label!r} has missing labels; clean the log first")
     return moments, [x[order] for x in (user, time, scenario, label, values)]
 
-# %% ../nbs/03_preprocess.ipynb #be5e274d
+# %% ../nbs/03_preprocess.ipynb #9ace2760
 def _histories(prep, frame, sources): # history_table (R, S, H), present_table (R, S), history_row (n,)
     S, V = len(prep.scenarios), len(_history_names(prep))
     (g_user, g_time, row), past = _by_user(prep, frame, sources)
@@ -580,9 +603,7 @@ def _histories(prep, frame, sources): # history_table (R, S, H), present_table (
     for a, b in _blocks(g_user, S*V):
         here = slice(*np.searchsorted(past[0], [g_user[a], g_user[b - 1] + 1]))
         shown, clicked = history_sums(*(x[here] for x in past), V, g_user[a:b], g_time[a:b], S)
-        table[a:b, :, :V], table[a:b, :, V:2*V] = residual_clicks(shown, clicked, prep.rate), np.log1p(shown)
-        present[a:b] = shown[:, :, -1] > 0
-    table[:, :, 2*V:] = np.eye(S) # whose history this is: one extractor reads them all
+        table[a:b], present[a:b] = history_features(shown, clicked, prep.rate)
     return torch.from_numpy(table), torch.from_numpy(present), torch.from_numpy(row)
 
 # %% ../nbs/03_preprocess.ipynb #5ab65524
@@ -613,13 +634,13 @@ def _spec(prep): # The sizes of what transform makes
     return Spec(prep.scenarios, fields, item(fields), schema.numeric, item(schema.numeric), 2*len(names) + len(prep.scenarios),
         (*(f"{what} {name}" for what in ("liked", "seen") for name in names), *(f"in {s}" for s in prep.scenarios)))
 
-# %% ../nbs/03_preprocess.ipynb #6501ed6a
+# %% ../nbs/03_preprocess.ipynb #cf62dcb5
 def _transform(prep, frame, log):
     schema = prep.schema
     _check_log(frame.reset_index(drop=True), [c for c in schema.required if c != schema.label], "transform")
     labelled = schema.label in frame
     if log is not None: _check_log(log.reset_index(drop=True), schema.required, "log")
-    elif labelled: log = [prep.log, frame[_new_rows(prep.log, frame, schema.required)]]
+    elif labelled: log = [prep.log, frame[new_rows(prep.log, frame, schema.required)]]
     scenario = Vocabulary(words=prep.scenarios).encode(frame[schema.scenario]) - 1
     if (scenario < 0).any():
         row = int((scenario < 0).argmax())
@@ -655,21 +676,17 @@ def _unpack(columns, name, tensors): # The way back
     parts = [tensors[f"{name}.{k}"] if w is None else w[tensors[f"{name}.{k}"] - 1] for k, w in enumerate(words)]
     return pd.DataFrame({c["name"]: x if w is None else pd.Series(x, dtype=object) for c, w, x in zip(columns, words, parts)})
 
-# %% ../nbs/03_preprocess.ipynb #34efc5dd
+# %% ../nbs/03_preprocess.ipynb #78624d85
 def _sha(content): return hashlib.sha256(content).hexdigest()
-
-def _own_checksum(known): # Of everything else that the JSON says; the order counts, for it is the order of the fields
-    return _sha(json.dumps({k: v for k, v in known.items() if k != "checksum"}, separators=(",", ":"), allow_nan=False).encode())
 
 def _save(prep, folder): # Two files
     folder, tensors = Path(folder), {}
     frames = {name: _pack(getattr(prep, name), name, tensors) for name in ("users", "items", "log")}
     content = to_bytes(tensors)
-    if content[:1] == b"\x80": content = to_bytes(tensors, {"writer": "Preprocessor.save"}) # a pickle begins like this: read_whole would refuse it
     known = dict(format=_FORMAT, sha256=_sha(content), schema=asdict(prep.schema), min_count=prep.min_count, history_words=prep.history_words,
         scenarios=prep.scenarios, rate=prep.rate.tolist(), vocabularies={c: v.words for c, v in prep.vocabularies.items()},
         scales={c: dict(log=log, **asdict(score)) for c, (log, score) in prep.scales.items()}, frames=frames)
-    text = json.dumps(known | dict(checksum=_own_checksum(known)), ensure_ascii=False)
+    text = json.dumps(known | dict(checksum=checksum(known)), ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder/_TENSORS, content)
     write_whole(folder/_JSON, text.encode())
@@ -745,7 +762,7 @@ def _restore(prep, known, content): # Check, then build; nothing is larger than 
     _check_rows(prep)
     prep.spec = _spec(prep)
 
-# %% ../nbs/03_preprocess.ipynb #9f21e91c
+# %% ../nbs/03_preprocess.ipynb #627cd04c
 def _guarded(path, read, *args): # What read makes of a file; whatever stops it becomes one kind of error that names the file
     try: return read(*args)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError, SafetensorError) as e:
@@ -755,7 +772,7 @@ def _guarded(path, read, *args): # What read makes of a file; whatever stops it 
 def _parsed(text): # The JSON, its own checksum and the format it claims
     known = json.loads(text.decode())
     _must(isinstance(known, dict), "it is no JSON object")
-    return known, _own_checksum(known), known.get("format")
+    return known, checksum(known), known.get("format")
 
 def _load(prep, folder): # The same two files
     folder = Path(folder)

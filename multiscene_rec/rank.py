@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['top_k', 'mmr', 'list_value', 'recommend', 'overlap', 'best_share', 'true_ndcg', 'item_weights', 'Catalogue']
 
-# %% ../nbs/10_rank.ipynb #6e689794
+# %% ../nbs/10_rank.ipynb #20851391
 from collections.abc import Mapping
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ import torch
 from .core import check_shape
 from .fusion import ScenarioAttention, masked_softmax
 from .model import FUSIONS, BesideOwn, InterestModel
-from .preprocess import Preprocessor, Vocabulary, history_sums, residual_clicks
+from .preprocess import Preprocessor, Vocabulary, history_events, history_features, history_sums
 from .train import predict
 
 # %% ../nbs/10_rank.ipynb #886dc3c0
@@ -282,35 +282,21 @@ def item_weights(
     e = (asks @ h.transpose(1, 2) + (h @ here).unsqueeze(1))/sizes["d"]**.5
     return masked_softmax(e, present.unsqueeze(1).expand_as(e))
 
-# %% ../nbs/10_rank.ipynb #252de000
-def _history_values(prep, log, place): # (N, C) codes as histories count them, -1 not counted, the last column "all items"; and how many values there are
-    schema, start, columns = prep.schema, 0, []
-    for c in schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,):
-        id = prep.vocabularies[c].encode(log[c] if c in log else prep.items[c].reindex(place))
-        n = len(prep.vocabularies[c].words[:prep.history_words])
-        columns.append(np.where((id > 0) & (id <= n), id - 1 + start, -1))
-        start += n
-    return np.stack([*columns, np.full(len(log), start)], 1), start + 1
-
-# %% ../nbs/10_rank.ipynb #811930ee
+# %% ../nbs/10_rank.ipynb #6cc515cc
 class _Events: # A log in order of user and time, so that a user's rows before a moment are one slice
     def __init__(self, prep, log):
         schema, self.log = prep.schema, log
         for c in schema.required:
             if c not in log: raise ValueError(f"log: there is no column {c!r}; the columns are {', '.join(map(str, log.columns))}")
-        time = pd.to_numeric(log[schema.time], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-        if not np.isfinite(time).all(): raise ValueError(f"column {schema.time!r}, row {np.isfinite(time).argmin()}: no time in seconds; clean the log first")
+        time, scenario, label, values = history_events(prep, log)
         code, self.users = pd.factorize(log[schema.user])
         self.order = np.lexsort((time, code))
         self.start = np.searchsorted(code[self.order], np.arange(len(self.users) + 1))
         place = Vocabulary(words=prep.items[schema.item].tolist()).encode(log[schema.item]) - 1
-        values, self.n_values = _history_values(prep, log, place)
-        scenario = Vocabulary(words=prep.scenarios).encode(log[schema.scenario]) - 1
-        label = pd.to_numeric(log[schema.label], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
-        self.time, self.place, self.values, self.scenario, self.label = (x[self.order] for x in (np.floor(time).astype(np.int64), place, values, scenario, label))
+        self.time, self.place, self.values, self.scenario, self.label = (x[self.order] for x in (time, place, values, scenario, label))
         self.last = None if not len(time) else int(time.max())
 
-# %% ../nbs/10_rank.ipynb #6dd290a6
+# %% ../nbs/10_rank.ipynb #5c8f9187
 def _rows_before(events, users, when): # Positions in the sorted log, and whose they are: 0 to len(users) - 1
     found = pd.Index(events.users).get_indexer(pd.Index(users, dtype=object if len(users) == 0 else None))
     parts = []
@@ -324,11 +310,9 @@ def _histories_of(prep, events, users, when): # history (U, S, H) float32, prese
     known = events.scenario[rows] >= 0
     rows, who, S, U = rows[known], who[known], len(prep.scenarios), len(users)
     if not np.isfinite(events.label[rows]).all(): raise ValueError(f"column {prep.schema.label!r} has missing labels; clean the log first")
-    shown, clicked = history_sums(who, events.time[rows], events.scenario[rows], events.label[rows], events.values[rows], events.n_values,
+    shown, clicked = history_sums(who, events.time[rows], events.scenario[rows], events.label[rows], events.values[rows], (prep.spec.history - S)//2,
                                   np.arange(U), np.full(U, when), S)
-    place = np.broadcast_to(np.eye(S), (U, S, S))
-    table = np.concatenate([residual_clicks(shown, clicked, prep.rate), np.log1p(shown), place], 2).astype(np.float32)
-    return torch.from_numpy(table), torch.from_numpy(shown[:, :, -1] > 0)
+    return tuple(map(torch.from_numpy, history_features(shown, clicked, prep.rate)))
 
 # %% ../nbs/10_rank.ipynb #a9f7412d
 def _encoded(prep, frame, context=None): # fields (n, F), dense (n, D) of a frame that lacks some columns: those count as missing

@@ -440,11 +440,12 @@ def spread(
     order = dict(index=frame.fusion.unique(), columns=frame.scenario.unique())
     return tuple(table.unstack().reindex(**order) for table in (groups.mean(), groups.std(ddof=1)))
 
-# %% ../nbs/09_train.ipynb #e2901aaf
+# %% ../nbs/09_train.ipynb #6a9b3d48
 def attention_map(
     model: InterestModel, # With a fusion that has weights
     batch, # Batch of rows
     batch_size: int = 8192, # Rows at once
+    complete: bool = True, # Only rows where all histories are present; False takes every row, an absent history counting 0
 ) -> pd.DataFrame: # (S, S): row = target scenario, column = whose history; unitless, each row sums to 1, nan without rows
     """How much each scenario's history counts for each target scenario: the mean weight over rows where all histories are present.
 
@@ -459,7 +460,7 @@ def attention_map(
         for part in batch.to(_device_of(model, batch)).batches(batch_size):
             with torch.inference_mode(): alpha = model.explain(part)[1]
             if alpha is None: raise ValueError(f"fusion {model.options['fusion']!r} has no weights; use attention, mean or own")
-            full = part.present.all(1).cpu()
+            full = part.present.all(1).cpu() | (not complete)
             total.index_add_(0, part.scenario.cpu()[full], alpha.cpu()[full].double())
             rows += torch.bincount(part.scenario.cpu()[full], minlength=len(names))
     finally: model.train(training)

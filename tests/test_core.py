@@ -1,5 +1,7 @@
 "Second opinions on seeds, devices, shapes and the bound on rounding."
 import errno
+import hashlib
+import json
 import math
 import os
 import pickle
@@ -162,6 +164,17 @@ def test_safetensors_whose_length_looks_like_a_pickle_are_read(tmp_path):
     content = (0x0580).to_bytes(8, "little") + b"{" + b" "*0x57f
     core.write_whole(tmp_path/"x", content)
     assert core.read_whole(tmp_path/"x", "save") == content
+
+
+@given(st.dictionaries(st.text(max_size=5), st.recursive(st.integers() | st.text(max_size=5) | st.booleans() | st.none(), lambda x: st.lists(x, max_size=3), max_leaves=8), max_size=5))
+def test_a_checksum_sees_the_content_and_not_the_spaces(known):
+    plain = "".join(json.dumps({k: v for k, v in known.items() if k != "checksum"}, separators=(",", ":")))
+    assert core.checksum(known) == hashlib.sha256(plain.encode()).hexdigest() == core.checksum(json.loads(json.dumps(known, indent=3)))
+    assert core.checksum(known | {"one more": 1}) != core.checksum({k: v for k, v in known.items() if k != "one more"})
+
+
+def test_a_checksum_of_what_json_does_not_have():
+    with pytest.raises(ValueError): core.checksum(dict(rate=float("nan")))
 
 
 @given(st.binary(max_size=200))

@@ -271,11 +271,11 @@ def test_ids_of_every_kind_come_back(tmp_path, ids):
 
 def test_no_length_of_the_header_looks_like_a_pickle(tmp_path):
     "A safetensors file begins with the length of its header, and 80 05 in hexadecimal is also how a pickle begins."
-    marked = []
+    alike = []
     for rows, width in [(r, w) for r in (40, 200) for w in range(8)]:
         users = pd.DataFrame(0, range(rows), ["user_id", *(f"c{k}" for k in range(width))]).assign(user_id=range(rows), age_band="a")
         prep = preprocess.Preprocessor(SCHEMA).fit(TRAIN, users, MALL.items)
         prep.save(tmp_path)
-        marked.append(b"__metadata__" in (tmp_path/TENSORS).read_bytes())
+        alike.append((tmp_path/TENSORS).read_bytes()[:1] == b"\x80")
         assert torch.equal(preprocess.Preprocessor.load(tmp_path).transform(TEST).fields, prep.transform(TEST).fields)
-    assert any(marked) and not all(marked)
+    assert any(alike) and not all(alike)

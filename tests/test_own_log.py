@@ -63,7 +63,7 @@ def refused(capsys, says, *args):
 
 def test_the_folder_holds_all_that_belongs_to_the_model(trained, log):
     names = {p.name for p in trained.iterdir() if not p.name.startswith(".")}
-    assert names == {"model", "preprocess", "checkpoint", "metrics.csv", "metrics.json", "curve.png", "attention.png", "model_card.md", "run.json"}
+    assert names == {"model", "preprocess", "metrics.csv", "metrics.json", "curve.png", "attention.png", "model_card.md", "run.json"}
     assert not list(trained.rglob("*.part"))
     for name in ("curve.png", "attention.png"): assert (trained/name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     card, run = (trained/"model_card.md").read_text(), json.loads((trained/"run.json").read_text())
@@ -167,6 +167,12 @@ def test_a_split_by_user(place, tmp_path, capsys, log):
     assert again[-1]["rows"] == (~log.who.isin(known)).sum() == json.loads((tmp_path/"m"/"metrics.json").read_text())[-1]["rows"]
     np.testing.assert_allclose(again[-1]["auc"], json.loads((tmp_path/"m"/"metrics.json").read_text())[-1]["auc"], rtol=1e-5)
     assert "no user is in two parts" in (tmp_path/"m"/"model_card.md").read_text()
+    other = int(log.who[~log.who.isin(known)].value_counts().index[0]) # nobody the model has met: their rows come with the log
+    ask = ("recommend", tmp_path/"m", "--user", other, "--scenario", "home", "-k", 60, "--json")
+    code, out, err = call(capsys, *ask)
+    assert code == 0 and "newcomer" in err and len(json.loads(out)) == 60
+    code, out, err = call(capsys, *ask, "--log", place/"log.csv")
+    assert code == 0 and err == "" and not {row["what"] for row in json.loads(out)} & set(log.what[log.who == other])
 
 
 @pytest.mark.parametrize("fusion", ["none", "own", "mean", "concat", "attention+own"])
@@ -356,6 +362,9 @@ def test_a_trained_model_is_not_overwritten_by_chance(trained, place, tmp_path, 
     refused(capsys, "holds a trained model: name another folder, or say --overwrite to replace it", *args)
     refused(capsys, "holds a finished run", *args, "--resume")
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    (tmp_path/"bad.csv").write_text("who,what\n1,2\n")
+    refused(capsys, "missing column", "train", tmp_path/"bad.csv", *args[2:], "--overwrite")
+    assert call(capsys, "recommend", folder, "--user", 1, "--scenario", "home")[0] == 0, "a bad log cost the old model"
     assert call(capsys, *args, "--overwrite", "--seed", 5)[0] == 0
     assert json.loads((folder/"run.json").read_text())["seed"] == 5
 
@@ -367,7 +376,7 @@ def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, c
     refused(capsys, "no such folder", "recommend", tmp_path/"none", *ask)
     refused(capsys, "is not there: give the folder that multiscene-rec train wrote", "recommend", tmp_path, *ask)
     for n, (name, content, says) in enumerate([
-            ("run.json", b"{", "run.json"), ("run.json", b'{"format": 99}', "format 99"), ("run.json", b"[1]", "format None"), ("run.json", b'{"format": 1}', "how the log was split"),
+            ("run.json", b"{", "run.json"), ("run.json", b'{"format": 99}', "format 99"), ("run.json", b"[1]", "format None"), ("run.json", b'{"format": 1}', "damaged or was edited"),
             ("run.json", b"\xff\xfe", "damaged"), ("model/model.json", b"{}", "model.json"), ("model/model.safetensors", b"\x80\x04rest", "pickle"),
             ("preprocess/preprocess.json", b"[]", "preprocess.json"), ("preprocess/preprocess.safetensors", b"", "preprocess.safetensors")]):
         folder = copy_of(trained, tmp_path/str(n))
@@ -380,6 +389,16 @@ def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, c
         folder = copy_of(trained, tmp_path/f"cut{n}")
         (folder/name).write_bytes((trained/name).read_bytes()[:-20])
         refused(capsys, Path(name).name, "recommend", folder, *ask)
+
+
+@pytest.mark.wrong("… is damaged or was edited: train again", area="files", cause="A byte of run.json changed, or somebody edited it.", remedy="Put a copy back, or train again.")
+@pytest.mark.parametrize("change", [lambda r: r["split"].pop("test_from"), lambda r: r["split"].update(by="moon"), lambda r: r.update(price=3), lambda r: r.pop("checksum")])
+def test_an_edited_run_is_refused(change, trained, place, tmp_path, capsys):
+    folder = copy_of(trained, tmp_path/"m")
+    run = json.loads((folder/"run.json").read_text())
+    change(run)
+    (folder/"run.json").write_text(json.dumps(run))
+    refused(capsys, "is damaged or was edited: train again", "evaluate", folder, place/"log.csv")
 
 
 def test_model_and_preprocessor_of_two_trainings(trained, log, tmp_path, capsys):
@@ -438,6 +457,22 @@ def test_ctrl_c_keeps_and_names_the_checkpoint_and_resume_ends_in_the_same_weigh
     assert call(capsys, *plan, "--out", tmp_path/"m", "--resume")[0] == 0
     assert call(capsys, *plan, "--out", tmp_path/"whole")[0] == 0
     assert (tmp_path/"m"/"model"/"model.safetensors").read_bytes() == (tmp_path/"whole"/"model"/"model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
+def test_ctrl_c_while_overwriting_leaves_the_old_model_and_can_be_resumed(trained, place, tmp_path, capsys):
+    folder = copy_of(trained, tmp_path/"m")
+    before = (folder/"model"/"model.safetensors").read_bytes()
+    plan = ("train", place/"log.csv", "--schema", place/"schema.json", "--out", folder, "--epochs", 40, "--patience", 40, "--batch-size", 64, "--device", "cpu")
+    child = start(*plan, "--overwrite")
+    until((folder/"checkpoint"/"checkpoint.safetensors").exists, child)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=60) and child.returncode == 130
+    assert (folder/"model"/"model.safetensors").read_bytes() == before
+    assert call(capsys, "recommend", folder, "--user", 1, "--scenario", "home")[0] == 0
+    refused(capsys, "holds a run that was stopped", *plan)
+    assert call(capsys, *plan, "--resume")[0] == 0
+    assert (folder/"model"/"model.safetensors").read_bytes() != before and not (folder/"checkpoint").exists()
 
 
 @pytest.mark.wrong("another run is writing into …: wait until it ends, or name another folder", area="files", cause="Two trainings were given the same folder.", remedy="Wait for the first, or give the second another --out.")

@@ -901,6 +901,9 @@ def test_attention_map_of_known_fusions_and_of_none(tiny):
     S = len(spec.scenarios)
     np.testing.assert_allclose(train.attention_map(fresh(spec, "own"), test), np.eye(S), atol=1e-9)
     np.testing.assert_allclose(train.attention_map(fresh(spec, "mean"), test), np.full((S, S), 1/S), atol=1e-6)
+    every, model_ = train.attention_map(fresh(spec, "mean"), test, complete=False), fresh(spec, "mean")
+    alpha = model_.explain(test)[1].detach().numpy()
+    for s, name in enumerate(spec.scenarios): np.testing.assert_allclose(every.loc[name], alpha[test.scenario.numpy() == s].mean(0), atol=1e-6)
     only = train.attention_map(fresh(spec), test[test.scenario == 1])
     assert only.iloc[1].notna().all() and only.drop(index=only.index[1]).isna().all(axis=None)
     for fusion in ("none", "concat"):
