@@ -166,20 +166,20 @@ def models():
     for r in ledger(): tags.setdefault(r["symbol"], []).append(r)
     here, there = _closing("mall"), _closing("coupons")
     mall_rows, coupon_rows = (_rows_of(_printed(r["notebook"], r["cell"])) for r in (here, there))
-    rows = []
+    rows, ideas = [], []
     for m in _toml(TOOLS/"models.toml")["model"]:
         known = [r for s in m["symbols"] for r in tags.get(s, [])]
         links = ", ".join(f"[({r['tag']})]({r['notebook']}.ipynb)" for r in known)
-        auc = mall_rows[m["fusion"]][4] if m["fusion"] in mall_rows else "–"
-        coupon = coupon_rows.get(m["coupons"], ["–"])[0] if "coupons" in m else "–"
-        towers = coupon_rows.get(f"{m['coupons']}, towers", ["–"])[0] if "coupons" in m else "–"
-        rows.append([f"**{_cell(m['name'])}** (`{m['fusion']}`)", _cell(m["idea"]), links, f"{sum(count_parameters(spec, fusion=m['fusion']).values()):,}", auc, coupon, towers, _cell(m["source"])])
+        coupons = [coupon_rows.get(name, ["–"])[0] for name in (m.get("coupons"), f"{m.get('coupons')}, towers")]
+        size = sum(count_parameters(spec, fusion=m["fusion"]).values())
+        rows.append([f"{_cell(m['name'])} (`{m['fusion']}`)", links, f"{size:,}", mall_rows[m["fusion"]][4].replace(" ", "\u00a0"), *coupons])
+        ideas += [f"- **{m['name']}.** {m['idea']} Source: {m['source']}."]
     ceiling = mall_rows["ceiling: the log"][4]
     return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "tools/models.toml, the ledger, the code and stored outputs",
                  "All are one network, `InterestModel`, and differ only in how it fuses the histories of the scenarios. "
                  f"AUC is the mean over scenarios: on the mall from [09 train](09_train.ipynb), five seeds (mean ± standard deviation; the log allows {ceiling}), "
                  "on the coupons from [11 coupons](11_coupons.ipynb), ten splits by respondent. Parameters are for the mall's 600 items.", "",
-                 *_table(("model", "idea", "formulas", "parameters", "AUC, mall", "AUC, coupons", "with towers", "source"), rows),
+                 *ideas, "", *_table(("model", "formulas", "parameters", "AUC, mall", "AUC, coupons", "with towers"), rows),
                  "With towers, each scenario has a head of its own. Parts II and III will add their models here.", "")
 
 
