@@ -50,8 +50,8 @@ bench: $(VENV)/.ready ## what it costs, as ratios to the bare limit, into bench/
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	for name in rank train preprocess notebooks; do $(ONE_THREAD) $(BIN)/python -m bench.$$name $(ARGS) || exit 1; done
 
-lab: $(VENV)/.ready ## open the notebooks in JupyterLab
-	PATH="$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=nbs
+lab: $(VENV)/.ready ## JupyterLab at the home page; exercises are under exercises/release (ARGS=--no-browser)
+	PATH="$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 preview: $(VENV)/.ready ## all pages as HTML in _preview/, without Quarto (ARGS="05_fusion --open")
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tools.preview $(ARGS)
@@ -66,6 +66,7 @@ grade: $(VENV)/.ready ## marks of SUBMISSIONS=folder (folder/student/assignment/
 export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, made pages, README.md, sidebar
 	PATH="$(BIN):$$PATH" nbdev_export
 	PATH="$(BIN):$$PATH" nbdev_clean
+	$(BIN)/python -m tools.badges
 	$(BIN)/python -m tools.tidy
 	$(BIN)/python -m tools.pages
 	$(BIN)/python -m tools.site sidebar

@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from test_preview import browser, sideways
+from browsing import browser, sideways
 
-from tools import notebooks, preview, site
+from tools import badges, notebooks, preview, site
 
 CFG = notebooks.settings()
 HOME = f"{CFG['doc_host']}{CFG['doc_baseurl']}/"
@@ -150,11 +150,11 @@ def broken_links(pages, folder):
     "Links to other pages, anchors, pictures, and lines of source; other hosts are not asked."
     ids = {page.html: {name for *_, name in headings(page)} | set(labels(page)) | {"refs"} for page in pages}
     sources = {page.name: page.html for page in pages}
-    blob = f"{CFG['git_url']}/blob/{CFG['branch']}/"
+    blobs = tuple(f"{CFG['git_url']}/blob/{at}/" for at in (CFG["branch"], badges.tag(CFG)))
     for page in pages:
         for where, to, is_picture, _ in links(page):
-            if to.startswith(blob):
-                path, _, line = to.removeprefix(blob).partition("#L")
+            if to.startswith(blobs):
+                path, _, line = to.removeprefix(next(b for b in blobs if to.startswith(b))).partition("#L")
                 if not (notebooks.ROOT/path).is_file(): yield f"{where}: no file {path}"
                 elif line and int(line) > len((notebooks.ROOT/path).read_text(encoding="utf-8").splitlines()): yield f"{where}: {path} has no line {line}"
                 continue
@@ -286,9 +286,10 @@ def bad_settings(settings, sources, folder):
     named = re.findall(r"\"([\w./-]+\.(?:ipynb|md|qmd))\"", text)
     for name in sorted({n for n in named if named.count(n) > 1}): yield f"{name} twice in the sidebar"
     for name in sorted(set(named) - set(sources)): yield f"no page {name}"
-    for name in sorted(set(sources) - set(named)): yield f"{name} is not in the sidebar"
+    for name in sorted(set(sources) - set(named) - {"404.md"}): yield f"{name} is not in the sidebar"
     html = settings["format"]["html"]
     files = [settings["bibliography"], html["css"], *(f for theme in html["theme"].values() for f in theme if "." in f)]
+    files += [settings["website"][key] for key in ("favicon",) if key in settings["website"]]
     for name in files:
         if not (folder/name).is_file(): yield f"no file {name}"
 
@@ -348,6 +349,18 @@ def test_every_citation_is_in_the_bibliography_and_every_entry_is_cited(pages): 
 
 def test_the_sidebar_names_every_page(pages, proc):
     none(bad_settings(yaml.safe_load(site.QUARTO.read_text(encoding="utf-8")), [page.name for page in pages], proc))
+
+
+def test_llms_txt_names_every_page_by_its_address(pages, proc):
+    text = (proc/"llms.txt").read_text(encoding="utf-8")
+    assert re.match(r"# \S.*\n\n> \S.*\n\n", text)
+    named = re.findall(r"^- \[[^]]+\]\((\S+)\): \S", text, flags=re.M)
+    assert sorted(named) == sorted(HOME + page.html for page in pages if page.name != "404.md")
+
+
+def test_a_lost_reader_is_led_back(pages):
+    lost, = [page for page in pages if page.name == "404.md"]
+    assert {"index.ipynb", "library.md"} <= {to for _, to, *_ in links(lost)}
 
 
 def walk(node, kind):

@@ -1,6 +1,7 @@
 "Where the notebooks are and how their cells are read; shared by the tools and the tests."
 import json
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,15 @@ def title(path):
     "The text of the first heading."
     first = read(path)["cells"][0]["source"]
     return first.splitlines()[0].removeprefix("# ").strip()
+
+
+def head(path):
+    "(title, one-line purpose) of a page, notebook or Markdown."
+    if Path(path).suffix == ".ipynb":
+        first = read(path)["cells"][0]["source"].splitlines()
+        return first[0].removeprefix("# ").strip(), next(line[2:].strip() for line in first if line.startswith("> "))
+    text = Path(path).read_text(encoding="utf-8")
+    return tuple(re.search(rf'^{key}: "(.*)"$', text, flags=re.MULTILINE)[1] for key in ("title", "description"))
 
 
 def settings():

@@ -29,7 +29,7 @@ from pygments.formatters import HtmlFormatter
 
 from tools import notebooks
 from tools.pages import PAGES
-from tools.site import QUARTO
+from tools.site import QUARTO, complete
 
 PREVIEW = notebooks.ROOT/"_preview"
 JS = notebooks.ROOT/"tools"/"js"
@@ -99,7 +99,7 @@ def process(folder, names=None):
                           text=True, encoding="utf-8", errors="replace", timeout=600)
     if done.returncode: raise RuntimeError(f"nbdev could not process the notebooks:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     proc = folder/"_proc"
-    if (notebooks.NBS/"images").exists(): shutil.copytree(notebooks.NBS/"images", proc/"images", dirs_exist_ok=True)
+    complete(proc)
     return proc
 
 
@@ -367,7 +367,7 @@ _TEMPLATE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<link rel="icon" href="data:,">
+<link rel="icon" href="images/favicon.svg">
 <link rel="stylesheet" href="preview.css">
 {scripts}</head>
 <body>

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import yaml
 from nbdev.process import Processor
 
 from tools import notebooks
@@ -94,13 +95,39 @@ def drop_polyfill(html):
     return re.sub(r'<script src="https://[^"]*polyfill[^"]*"[^>]*></script>\s*', "", html)
 
 
+def llms(cfg=None):
+    """The text of llms.txt: the site in one page for programs that read, after https://llmstxt.org.
+
+    It is made when the site is built, since it holds the site's address.
+    """
+    cfg = cfg or notebooks.settings()
+    home = f"{cfg['doc_host']}{cfg['doc_baseurl']}"
+    contents = yaml.safe_load(with_sidebar(QUARTO.read_text(encoding="utf-8")))["website"]["sidebar"]["contents"]
+    lines = [f"# {cfg['title']}", "", f"> {cfg['description']}.", "",
+             "Each notebook derives numbered formulas, codes them beside the derivation, and exports a module of the same name. "
+             f"Source, with all notebooks and tests: {cfg['git_url']}"]
+    for part in contents:
+        heading, names = ("Start", [part]) if isinstance(part, str) else (part["section"], part["contents"])
+        lines += ["", f"## {heading}", ""]
+        for name in names:
+            title, purpose = notebooks.head(notebooks.NBS/name)
+            stem = re.sub(r"^\d+[a-zA-Z]?_", "", Path(name).stem) if name.endswith(".ipynb") else Path(name).stem
+            lines.append(f"- [{title}]({home}/{stem}.html): {purpose}")
+    return "\n".join(lines) + "\n"
+
+
+def complete(proc):
+    "Put what nbdev's stage leaves out into the folder of processed pages: with recursive = False it copies no folder."
+    shutil.copytree(notebooks.NBS/"images", proc/"images", dirs_exist_ok=True)
+    (proc/"llms.txt").write_text(llms(), encoding="utf-8", newline="\n")
+
+
 def build():
     "Process the notebooks, render them with Quarto, and check that no page needs another host."
     proc, docs = notebooks.ROOT/"_proc", notebooks.ROOT/"_docs"
     env = notebooks.child_env(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     subprocess.run(["nbdev_proc_nbs", "--force"], cwd=notebooks.ROOT, env=env, check=True)
-    # With recursive = False nbdev copies no folder.
-    shutil.copytree(notebooks.NBS/"images", proc/"images", dirs_exist_ok=True)
+    complete(proc)
     add_mathjax(proc)
     subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, env=env, check=True)
     shutil.rmtree(docs, ignore_errors=True)
