@@ -1,32 +1,14 @@
 "The preview: pages without Quarto that link to one another, load nothing from elsewhere and fit a phone."
-import contextlib
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from browsing import browser, sideways
 
 from tools import notebooks, preview
 from tools.site import foreign_loads
 
 NAMES = ["index", "04_extractor", "05_fusion"]
-
-
-@contextlib.contextmanager
-def browser():
-    "A headless Chromium: the system's, or Playwright's own."
-    sync = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    with sync.sync_playwright() as play:
-        path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        try: chrome = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except sync.Error: pytest.skip("needs Chromium: playwright install chromium")
-        try: yield chrome
-        finally: chrome.close()
-
-
-def sideways(tab):
-    "By how many pixels the page is wider than the window."
-    return tab.evaluate("() => Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth")
 
 
 @pytest.fixture(scope="module")
