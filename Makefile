@@ -71,6 +71,7 @@ export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, made 
 	$(BIN)/python -m tools.pages
 	$(BIN)/python -m tools.site sidebar
 	$(BIN)/python -m tools.readme
+	$(BIN)/python -m tools.release
 
 docs: $(VENV)/.ready ## build the site into _docs/ (needs Quarto)
 	@command -v quarto >/dev/null 2>&1 || { \

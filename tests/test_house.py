@@ -286,7 +286,7 @@ def tracked():
 
 def test_owner_and_addresses_stand_in_settings_alone():
     "README.md, _modidx.py and the links in notebooks are made from settings.ini; nbdev's source links in stored outputs too."
-    made = {ROOT/"README.md", PACKAGE/"_modidx.py", ROOT/"settings.ini"}
+    made = {ROOT/"README.md", ROOT/"CITATION.cff", PACKAGE/"_modidx.py", ROOT/"settings.ini"}
     addresses = [CFG["git_url"].removeprefix("https://"), CFG["doc_host"].removeprefix("https://"), f"{CFG['owner']}/{CFG['repo']}"]
     found = []
     for path in tracked():

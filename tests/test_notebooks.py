@@ -297,6 +297,22 @@ def test_small(path):
     assert size < MAX_BYTES, f"{path.name} has {size/1000:.0f} kB; shrink or drop outputs"
 
 
+TEMPLATE = notebooks.NBS/"_template.ipynb"
+
+
+def test_the_template_follows_every_rule():
+    "Under the number that it would bear: who copies it begins with a notebook that passes."
+    nb = Notebook("80_template", notebooks.read(TEMPLATE)["cells"])
+    assert [f"{r.__name__}: {said}" for r in ALL + LESSON for said in r(nb)] == []
+
+
+def test_the_template_runs_and_stays_outside_the_course():
+    from tools import run_notebooks
+    passed, _, said = run_notebooks.run(TEMPLATE)
+    assert passed, said
+    assert TEMPLATE not in notebooks.paths() and not (notebooks.ROOT/"multiscene_rec"/"template.py").exists()
+
+
 def md(source): return dict(cell_type="markdown", source=source)
 
 

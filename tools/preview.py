@@ -33,6 +33,7 @@ from tools.site import QUARTO, complete
 
 PREVIEW = notebooks.ROOT/"_preview"
 JS = notebooks.ROOT/"tools"/"js"
+OUTSIDE = ("404.md",)  # pages that no sidebar names
 
 
 # Tools of JavaScript
@@ -480,8 +481,8 @@ def build(names=None, out=PREVIEW):
     "Write the pages (all, or those named) into the folder; return the names of their files and what could not be drawn."
     out.mkdir(parents=True, exist_ok=True)
     pages = [name for _, names_ in order() for name in names_]
-    wanted = [name for name in pages if names is None or Path(name).stem in names]
-    if unknown := set(names or ()) - {Path(name).stem for name in pages}:
+    wanted = [name for name in (*pages, *OUTSIDE) if names is None or Path(name).stem in names]
+    if unknown := set(names or ()) - {Path(name).stem for name in (*pages, *OUTSIDE)}:
         raise SystemExit(f"no page is called {', '.join(sorted(unknown))}; there are {', '.join(Path(n).stem for n in pages)}")
     missing = ""
     try: draw_tools(out)
@@ -494,7 +495,7 @@ def build(names=None, out=PREVIEW):
         there = {name for name in pages if name in wanted or (out/html_name(name)).exists()}
         for name in wanted:
             page = Page(proc/name, entries, lambda url: retarget(url, cfg))
-            body, at = page.html(), pages.index(name)
+            body, at = page.html(), pages.index(name) if name in pages else len(pages) + 1
             turn = [f'<a rel="{rel}" href="{html_name(pages[i])}">{html.escape(arrow.format(page_title(notebooks.NBS/pages[i])))}</a>'
                     if 0 <= i < len(pages) and pages[i] in there else "<span></span>" for rel, i, arrow in (("prev", at - 1, "← {}"), ("next", at + 1, "{} →"))]
             scripts = "" if missing else _KATEX * ("$" in body) + _MERMAID * ('class="mermaid"' in body)
