@@ -90,6 +90,21 @@ def says_what_you_will_learn(nb):
 
 
 @rule(LESSON)
+def prerequisites_are_links_back(nb):
+    text = nb.cells[1]["source"].partition("**What you need first**")[2].partition("**Time**")[0]
+    linked = [int(n) for n in re.findall(r"\]\((\d\d)_\w+\.ipynb", text)]
+    if nb.number > 1 and not linked: yield "'What you need first' links to no earlier notebook"
+    if ahead := [n for n in linked if n >= nb.number]: yield f"'What you need first' looks ahead to {ahead}"
+    if not re.search(r"\*\*Time\*\*: .*\b(minutes?|hours?)\b", nb.cells[1]["source"]): yield "**Time** says no minutes"
+
+
+@rule(LESSON)
+def has_a_figure_and_points_to_the_graded_exercises(nb):
+    if not any(kind.startswith("image/") for c in nb.code for kind, _ in outputs(c)): yield "no figure"
+    if "](exercises.md" not in nb.section("Exercises"): yield "'## Exercises' does not link to the graded ones: [...](exercises.md#...)"
+
+
+@rule(LESSON)
 def has_every_part_in_order(nb):
     if not re.search(r"^> \*\*What can go wrong\.\*\*", nb.text, flags=re.M): yield "no '> **What can go wrong.**'"
     at = [nb.text.find(f"\n## {h}\n") for h in ("Exercises", "Questions", "Summary")]
@@ -324,7 +339,7 @@ FIG = '#| label: fig-a\n#| fig-cap: "A line that goes up."\n#| fig-alt: "One lin
 ANSWER = "<details><summary>Answer</summary>\n\nBecause.\n\n</details>"
 GOOD = [
     md("# Title\n\n> Purpose."),
-    md("**What you will learn**\n\n- a;\n- b;\n- c.\n\n**What you need first**: [core](01_core.ipynb).\n\n**Time**: 5 minutes. A GPU does not help."),
+    md("**What you will learn**\n\n- a;\n- b;\n- c.\n\n**What you need first**: [article](00_article.ipynb).\n\n**Time**: 5 minutes. A GPU does not help."),
     code("#| default_exp planted"),
     code("#| export\nimport math"),
     md("## Story\n\n$$a = b \\tag{1.1}$$\n\nBy (1.1), see @fig-a."),
@@ -332,7 +347,7 @@ GOOD = [
     code("show_doc(F.forward)", dict(output_type="display_data", data={"text/markdown": "F"})),
     code(FIG + 'fig, ax = plt.subplots()\nax.plot(x, color="#0072B2")\nax.set(xlabel="x", ylabel="y");', PNG),
     md("> **What can go wrong.** Much."),
-    md("## Exercises\n\n1. One.\n2. Two.\n\n## Questions\n\n" + "\n\n".join(f"**{i}.** Why?\n\n{ANSWER}" for i in range(1, 6))),
+    md("## Exercises\n\n1. One.\n2. Two.\n\n[Graded](exercises.md#one).\n\n## Questions\n\n" + "\n\n".join(f"**{i}.** Why?\n\n{ANSWER}" for i in range(1, 6))),
     md("## Summary\n\n- a\n- b\n- c\n\n**Where to read on**: @planted."),
 ]
 
@@ -340,7 +355,7 @@ GOOD = [
 def complaints(cells, monkeypatch, tmp_path):
     "What the rules say of these cells, in a folder with the files that the good ones name."
     (tmp_path/"references.bib").write_text("@book{planted,\n title={T}}\n", encoding="utf-8")
-    (tmp_path/"01_core.ipynb").write_text("{}", encoding="utf-8")
+    for name in ("00_article.ipynb", "01_core.ipynb", "exercises.md"): (tmp_path/name).write_text("{}", encoding="utf-8")
     monkeypatch.setattr(notebooks, "NBS", Path(tmp_path))
     nb = Notebook("01_planted", cells)
     return [f"{r.__name__}: {said}" for r in ALL + LESSON for said in r(nb)]
@@ -367,7 +382,8 @@ BAD = [  # in which cell, what, by what, and the rule that must complain
     (4, "\\tag{1.1}", "\\tag{1.2}", "tags_count"), (4, "By (1.1)", "By (1.7)", "formulas_are_referred"),
     (5, "#| exports", "#| export", "formulas_are_exported"), (6, "F.forward", "F", "forward_is_shown"),
     (4, "## Story", "## Story\n\n#### Deep", "headings"), (4, "## Story", "## Story\n\nTODO", "is_finished"),
-    (4, "@fig-a", "@fig-b", "refers_to"), (10, "@planted", "@other", "refers_to"), (1, "01_core", "02_gone", "refers_to"),
+    (4, "@fig-a", "@fig-b", "refers_to"), (10, "@planted", "@other", "refers_to"), (1, "00_article", "02_gone", "refers_to"), (1, "00_article", "01_core", "prerequisites_are"), (1, "5 minutes", "soon", "prerequisites_are"),
+    (9, "](exercises.md#one)", "", "has_a_figure"),
 ]
 
 
