@@ -350,6 +350,28 @@ def test_a_fork_edits_one_line(tmp_path):
 
 # Workflows and Makefile
 
+def test_a_fork_is_a_fork_after_one_edit_and_one_export(tmp_path):
+    "With another owner in settings.ini, `make export` leaves the old one nowhere but in the history."
+    folder = tmp_path/"fork"
+    for path in tracked():
+        (folder/path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder/path.relative_to(ROOT))
+    for path in (NBS/"images").iterdir(): shutil.copy(path, folder/"nbs"/"images")
+    ini = folder/"settings.ini"
+    ini.write_text(ini.read_text(encoding="utf-8").replace(f"owner = {CFG['owner']}\n", "owner = someone\n"), encoding="utf-8")
+    recipe = re.search(r"^export:.*\n((?:\t.*\n)+)", (ROOT/"Makefile").read_text(encoding="utf-8"), flags=re.M)[1]
+    for line in recipe.splitlines():
+        command = line.replace("$(BIN)/python", sys.executable).replace('PATH="$(BIN):$$PATH" ', "").split()
+        if not Path(command[0]).is_absolute(): command[0] = str(Path(sys.executable).parent/command[0])
+        done = subprocess.run(command, cwd=folder, env=notebooks.child_env(PYTHONPATH=str(folder)), capture_output=True, text=True, encoding="utf-8", timeout=300)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    old = [f"{CFG['owner']}/{CFG['repo']}", f"{CFG['owner']}.github.io"]
+    found = [f"{p.relative_to(folder)}: {a}" for p in folder.rglob("*") if p.is_file() and p.suffix in {".py", ".ipynb", ".md", ".ini", ".cff", ".yml", ".toml"}
+             for a in old if a in p.read_text(encoding="utf-8", errors="replace")]
+    assert found == []
+    assert "someone/multiscene_rec/blob/v" in (folder/"nbs"/"01_core.ipynb").read_text(encoding="utf-8")
+
+
 def test_workflows_quote_their_versions():
     import yaml
     for path in sorted((ROOT/".github/workflows").glob("*.yml")):
