@@ -272,7 +272,11 @@ def test_pages_that_would_load_from_another_host_are_found():
     good = '<a href="https://example.org">x</a><script src="mathjax/tex.js"></script><link rel="canonical" href="https://example.org/"><img src="images/a.png">'
     assert site.foreign_loads(good) == []
     polyfill = '<script src="https://cdnjs.cloudflare.com/polyfill/v3/polyfill.min.js?features=es6"></script>\n<p>x</p>'
-    assert site.drop_polyfill(polyfill) == "<p>x</p>"
+    widgets = """<script src="https://cdn.jsdelivr.net/npm/requirejs@2.3.6/require.min.js" integrity="s" crossorigin="anonymous"></script>
+        <script src="https://cdn.jsdelivr.net/npm/jquery@3.5.1/dist/jquery.min.js" crossorigin="anonymous"></script><script src="own.js"></script>
+        <script type="application/javascript">define('jquery', [],function() {return window.jQuery;})</script>\n<p>x</p>"""
+    assert site.drop_needless(polyfill) == "<p>x</p>"
+    assert site.drop_needless(widgets).split() == ["<script", 'src="own.js"></script>', "<p>x</p>"]
 
 
 # Settings

@@ -481,7 +481,7 @@ def served(proc, tmp_path_factory):
     shutil.copytree(proc, folder)
     site.add_mathjax(folder)
     subprocess.run(["quarto", "render", "--no-cache"], cwd=folder, env=notebooks.child_env(), check=True, timeout=1500)
-    for page in (folder/"_docs").rglob("*.html"): page.write_text(site.drop_polyfill(page.read_text(encoding="utf-8")), encoding="utf-8")
+    assert site.finish(folder/"_docs") == {}
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *args: None))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder/"_docs"))
     threading.Thread(target=server.serve_forever, daemon=True).start()

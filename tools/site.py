@@ -90,9 +90,24 @@ def foreign_loads(html):
     return sorted({m[2] for m in _LOADS.finditer(html) if not _NO_LOAD.search(m[0])})
 
 
-def drop_polyfill(html):
-    "Without the script for browsers of before 2015 that Quarto loads from another host ahead of MathJax."
-    return re.sub(r'<script src="https://[^"]*polyfill[^"]*"[^>]*></script>\s*', "", html)
+# What Quarto takes from other hosts without need: a script for browsers of before 2015 ahead of MathJax, and on a page where a
+# cell's output is HTML, as each table is, require.js and jQuery, in case the output is a widget.
+_NEEDLESS = re.compile(r"""<script src="https://[^"]*(?:polyfill|/requirejs@|/jquery@)[^"]*"[^>]*></script>\s*|<script[^>]*>define\('jquery'.*?</script>\s*""")
+
+
+def drop_needless(html):
+    "Without the scripts of other hosts that no page of ours uses."
+    return _NEEDLESS.sub("", html)
+
+
+def finish(docs):
+    "Drop the needless scripts from all rendered pages; returns page: hosts of those that would still load something."
+    foreign = {}
+    for page in docs.rglob("*.html"):
+        html = drop_needless(page.read_text(encoding="utf-8"))
+        page.write_text(html, encoding="utf-8", newline="\n")
+        if hosts := foreign_loads(html): foreign[page.name] = hosts
+    return foreign
 
 
 def llms(cfg=None):
@@ -132,11 +147,7 @@ def build():
     subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, env=env, check=True)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc/"_docs", docs)
-    foreign = {}
-    for page in docs.rglob("*.html"):
-        html = drop_polyfill(page.read_text(encoding="utf-8"))
-        page.write_text(html, encoding="utf-8")
-        if hosts := foreign_loads(html): foreign[page.name] = hosts
+    foreign = finish(docs)
     if foreign: sys.exit("these pages load from other hosts:\n" + "\n".join(f"  {k}: {v}" for k, v in foreign.items()))
     print(f"{sum(1 for _ in docs.rglob('*.html'))} pages in {docs}")
 
