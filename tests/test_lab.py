@@ -23,7 +23,7 @@ from browsing import browser
 
 from tools import exercises, notebooks
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("make") is None, reason="needs make")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("make") is None or sys.platform == "win32", reason="needs make and a Unix shell")]
 ROOT = notebooks.ROOT
 SETTINGS = {"notification": dict(fetchNews="false", checkForUpdates=False)}  # else it asks about news, and asks another host
 SECOND = 1000  # Playwright counts in milliseconds
@@ -142,7 +142,7 @@ def choose(tab, menu, entry):
     tab.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{re.escape(entry)}…?$")).click()
 
 
-def run_all(tab, panel, seconds=90):
+def run_all(tab, panel, seconds=180):
     "Restart the kernel and run all cells: the texts of the errors, and whether the last cell was run."
     choose(tab, "Kernel", "Restart Kernel and Run All Cells")
     tab.locator(".jp-Dialog button.jp-mod-accept").click()
