@@ -3,6 +3,9 @@
 - `show_doc` stores a link to a line of the source, with the owner's name in it. The site makes its own at build
   time; in JupyterLab the stored one shows as raw text, and in a fork it points to the wrong repository.
 - Prints of one cell arrive as one or several pieces, as the machine's load has it.
+- A widget (sliders, a progress bar) stores a view with a random id, which the site would answer with a script from
+  another host and JupyterLab with an empty box, and its state beside the cells. All outputs of its cell go: what it
+  drew stands beside it twice. A still picture is stored by a cell of its own.
 """
 import json
 import re
@@ -10,6 +13,7 @@ import re
 from tools import notebooks
 
 LINK = re.compile(r"\[source\]\(\S+\)\{[^}]*\}\n\n")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def joined(outputs):
@@ -25,8 +29,10 @@ def joined(outputs):
 
 def tidy(nb):
     "The notebook, changed in place."
+    nb["metadata"].pop("widgets", None)
     for cell in nb["cells"]:
         if cell["cell_type"] != "code": continue
+        if any(WIDGET in o.get("data", {}) for o in cell["outputs"]): cell["outputs"] = []
         cell["outputs"] = joined(cell["outputs"])
         for o in cell["outputs"]:
             text = "".join(o.get("data", {}).get("text/markdown", ""))
