@@ -152,7 +152,8 @@ def broken_links(pages, folder):
     sources = {page.name: page.html for page in pages}
     blobs = tuple(f"{CFG['git_url']}/blob/{at}/" for at in (CFG["branch"], badges.tag(CFG)))
     for page in pages:
-        for where, to, is_picture, _ in links(page):
+        for where, to, is_picture, said in links(page):
+            if said and "](" in said: yield f"{where}: a link in the text of the link to {to}"
             if to.startswith(blobs):
                 path, _, line = to.removeprefix(next(b for b in blobs if to.startswith(b))).partition("#L")
                 if not (notebooks.ROOT/path).is_file(): yield f"{where}: no file {path}"
@@ -416,6 +417,7 @@ def test_planted_links_are_found(tmp_path):
     documented = dict(cell_type="code", source="show_doc(fit)", outputs=[dict(output_type="execute_result", data={"text/markdown": "### fit"})])
     twins = [planted(documented, f"[`fit`]({HOME}other.html#fit)"), planted(documented, name="81_other.ipynb")]
     says(broken_links(twins, tmp_path), "fit leads to other.html, and this page")
+    says(broken_links([planted("[the [`a`](80_planted.html) of it](80_planted.ipynb)")], tmp_path), "a link in the text of the link to 80_planted.ipynb")
     says(broken_links([bad], tmp_path), "no page gone.ipynb", "#two", "images/b.png", "#mall.dirty", "no line 3000", "#three", "no page 81_gone.html")
 
 
@@ -482,10 +484,12 @@ def served(proc, tmp_path_factory):
     site.add_mathjax(folder)
     subprocess.run(["quarto", "render", "--no-cache"], cwd=folder, env=notebooks.child_env(), check=True, timeout=1500)
     assert site.finish(folder/"_docs") == {}
+    # Under the path that the site has on its host: the page for a missing address names its style sheets by it.
+    shutil.move(folder/"_docs", folder/"root"/CFG["doc_baseurl"].strip("/"))
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), dict(log_message=lambda *args: None))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder/"_docs"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder/"root"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
+    yield f"http://127.0.0.1:{server.server_port}{CFG['doc_baseurl']}/"
     server.shutdown()
     server.server_close()
 

@@ -27,8 +27,9 @@ def _cell(text):
     return re.sub(r"(?<![\w`-])(--[a-z][a-z-]*)", r"`\1`", text)  # two hyphens in plain text become a dash
 
 
-def _page(title, description, made_from, *lines):
-    return "\n".join(["---", f'title: "{title}"', f'description: "{description}"', "---", "",
+def _page(title, description, made_from, *lines, prose=False):
+    # prose: its tables hold sentences, so that nbs/styles.css puts the cells of a row below each other on a phone.
+    return "\n".join(["---", f'title: "{title}"', f'description: "{description}"', *["body-classes: prose-tables"]*prose, "---", "",
                       f"<!-- Made by tools/pages.py from {made_from}: make export writes it. -->", "", *lines]).rstrip() + "\n"
 
 
@@ -61,7 +62,7 @@ def went_wrong():
         if rows: lines += [f"## {area[0].upper()}{area[1:]}", "", *_table(("message", "cause", "remedy"), [[_cell(m[k]) for k in ("message", "cause", "remedy")] for m in rows])]
     return _page("What went wrong?", "Every message that a user can meet, where it comes from and what to do.", "the marks of the tests",
                  "A message is one line: it names the file, the column, the row or the folder, and what to do. Three dots stand for what varies. "
-                 "Each line belongs to a test that provokes the message and reads it.", "", "`--debug` after any command adds the traceback.", "", *lines)
+                 "Each line belongs to a test that provokes the message and reads it.", "", "`--debug` after any command adds the traceback.", "", *lines, prose=True)
 
 
 # ---------------------------------------------------------------- notation, ledger, API
@@ -71,7 +72,7 @@ def notation():
     rows = [[f"${s['tex']}$" if s["tex"] else "–", ", ".join(f"`{c}`" for c in s["code"]), _cell(s["shape"]), _cell(s["meaning"]), _notebook(s["page"])]
             for s in _toml(TOOLS/"notation.toml")["symbol"]]
     return _page("Notation", "The same letters in prose, formulas and code.", "tools/notation.toml",
-                 "The same letters stand in prose, in formulas and in code. B is always the first axis.", "", *_table(("symbol", "in code", "shape, unit", "meaning", "introduced in"), rows))
+                 "The same letters stand in prose, in formulas and in code. B is always the first axis.", "", *_table(("symbol", "in code", "shape, unit", "meaning", "introduced in"), rows), prose=True)
 
 
 def ledger():
@@ -98,7 +99,7 @@ def formulas():
                   *_table(("number", "formula", "symbol", "second opinion"), [[f"({r['tag']})", _cell(r["name"]), f"`{r['symbol']}`", " ".join(f"`{t}`" for t in r["tests"][:2])] for r in mine])]
     return _page("Formulas", "Every numbered formula, the symbol that computes it, and the test that computes it another way.", "tests/formulas.toml and the marks of the tests",
                  f"{len(rows)} formulas. Each is derived in its notebook, computed by an exported symbol, and computed again, another way, by a test. "
-                 "The tests are tested too: with the symbol swapped for one that is 1 % wrong, each of them fails.", "", *lines)
+                 "The tests are tested too: with the symbol swapped for one that is 1 % wrong, each of them fails.", "", *lines, prose=True)
 
 
 def public():
@@ -126,7 +127,7 @@ def api():
                   *_table(("name", "kind", "what it does"), [[f"`{name}`" + (" ●" if name in top else ""), kind, _cell(re.sub(r"\s*Formulas?:.*", "", said, flags=re.S))] for b, name, kind, said in rows if b == book])]
     return _page("Library", "Every public symbol of the package, by module.", "the docstrings of multiscene_rec",
                  "● marks what `multiscene_rec` itself shows, as in `from multiscene_rec import auc`. All else is imported from its module. "
-                 "Parameters, shapes and errors stand in each notebook next to the formula, and in `help(...)`.", "", *lines)
+                 "Parameters, shapes and errors stand in each notebook next to the formula, and in `help(...)`.", "", *lines, prose=True)
 
 
 def _top():
@@ -214,7 +215,7 @@ def glossary():
         where = _notebook(t["page"]) if "page" in t else f"{PARTS[t['part']]}, to come"
         rows.append([_cell(t["en"]), _cell(t["zh"]), _cell(t["meaning"]), where])
     return _page("Glossary", "Terms of the course in English and Chinese.", "tools/glossary.toml",
-                 "The course grew from a Chinese article. Here is each of its technical terms, with the English one that the course uses.", "", *_table(("English", "中文", "meaning", "where"), rows))
+                 "The course grew from a Chinese article. Here is each of its technical terms, with the English one that the course uses.", "", *_table(("English", "中文", "meaning", "where"), rows), prose=True)
 
 
 # ---------------------------------------------------------------- exercises with folded solutions

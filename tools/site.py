@@ -42,6 +42,14 @@ class Mermaid(Processor):
             cell.source = re.sub(r"^(\s*`{3,})mermaid\s*$", r"\1{mermaid}", cell.source, flags=re.MULTILINE)
 
 
+class OneLink(Processor):
+    "nbdev links the name of a symbol even inside the text of a link, and a link in a link shows its brackets: the author's link stays."
+    def cell(self, cell):
+        "Take the inner links out of a Markdown cell."
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[([^\[\]]*)\[(`[^`]+`)\]\([^()\s]*\)([^\[\]]*)\]\(", r"[\1\2\3](", cell.source)
+
+
 def sidebar():
     "The sidebar's contents as YAML: the home page, the parts in teaching order, the pages that are made; only what exists."
     lines = ["    contents:\n"]
