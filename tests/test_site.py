@@ -510,13 +510,15 @@ CONTRAST = """() => {
 
 
 @pytest.mark.slow
-def test_the_rendered_site_in_a_browser(served, pages):
+def test_the_rendered_site_in_a_browser(served, proc, pages):
+    def flat(contents): return [name for entry in contents for name in (flat(entry["contents"]) if isinstance(entry, dict) else [entry])]
+    order = flat(yaml.safe_load((proc/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"])
     with browser() as chrome:
         wrong = []
-        for width in (1200, 375):
+        for width in (1200, 768, 375):
             context = chrome.new_context(viewport=dict(width=width, height=900))
             tab = context.new_page()
-            tab.on("console", lambda m: wrong.append(f"{tab.url}: {m.text}") if m.type == "error" and "favicon" not in m.location.get("url", "") else None)
+            tab.on("console", lambda m: wrong.append(f"{tab.url}: {m.text}") if m.type == "error" else None)
             tab.on("pageerror", lambda err: wrong.append(f"{tab.url}: {err}"))
             tab.on("request", lambda r: wrong.append(f"{tab.url} asks for {r.url}") if not r.url.startswith((served, "data:", "blob:")) else None)
             for page in pages:
@@ -527,18 +529,27 @@ def test_the_rendered_site_in_a_browser(served, pages):
                 if tab.locator("mjx-merror, [data-mjx-error]").count(): wrong.append(f"{page.html}: MathJax reports an error")
                 diagrams_drawn = tab.locator("main svg.flowchart, main .mermaid svg, main svg[id^=mermaid]").count()
                 if diagrams_drawn < sum(1 for _ in diagrams(page)): wrong.append(f"{page.html}: {diagrams_drawn} diagrams are drawn")
-                if width == 375 and (over := sideways(tab)): wrong.append(f"{page.html}: {over} px too wide for a phone")
+                if (over := sideways(tab)) > 0: wrong.append(f"{page.html}: {over} px too wide for a window of {width}")
                 if width == 1200:
                     for _ in range(2):  # light and dark
-                        ratio, text = tab.evaluate(CONTRAST)
-                        if ratio < 4.5: wrong.append(f"{page.html}: contrast {ratio:.2f} of {text!r}")
+                        ratio, said = tab.evaluate(CONTRAST)
+                        if ratio < 4.5: wrong.append(f"{page.html}: contrast {ratio:.2f} of {said!r}")
                         dark = "quarto-dark" in tab.locator("body").get_attribute("class")
                         tab.locator(".quarto-color-scheme-toggle").first.click()
                         tab.wait_for_function(f"document.body.classList.contains('quarto-{'light' if dark else 'dark'}')")
+                    if page.name in order:
+                        for side, at in (("previous", order.index(page.name) - 1), ("next", order.index(page.name) + 1)):
+                            if 0 <= at < len(order) and not tab.locator(f".nav-page-{side} a").count(): wrong.append(f"{page.html}: no link to the {side} page")
+                        if not tab.locator(".toc-actions a[href*='/blob/'], .toc-actions a[href*='/edit/']").count(): wrong.append(f"{page.html}: no link to its source")
             context.close()
         tab = chrome.new_page()
         tab.goto(served + "index.html", wait_until="networkidle")
+        icon = tab.locator("link[rel=icon]").get_attribute("href")
+        if not tab.request.get(served + icon).ok: wrong.append(f"no favicon {icon}")
         tab.keyboard.press("/")
         tab.keyboard.type("softmax Jacobian")
         tab.locator(".aa-Item a[href*='fusion.html']").first.wait_for(timeout=20_000)
+        tab.goto(served + "fusion.html", wait_until="networkidle")
+        tab.locator(".code-copy-button").first.click()
+        tab.locator(".code-copy-button-checked").wait_for(timeout=5_000)
     assert not wrong, "\n" + "\n".join(wrong)
