@@ -151,7 +151,7 @@ def plain_tex(text):
     "BibTeX's text as Unicode."
     accent = lambda m: unicodedata.normalize("NFC", m[2] + _ACCENTS[m[1]])
     text = re.sub(r"\\([\"'`^~=.]|[vcHukr](?=[{ ]))\s*\{?([A-Za-z])\}?", accent, text)
-    for tex, char in ((r"\&", "&"), (r"\%", "%"), (r"\o", "ø"), (r"\ss", "ß"), ("---", "—"), ("--", "–"), ("~", "\u00a0")): text = text.replace(tex, char)
+    for tex, char in ((r"\&", "&"), (r"\%", "%"), (r"\o", "ø"), (r"\ss", "ß"), (r"\L", "Ł"), (r"\l", "ł"), ("---", "—"), ("--", "–"), ("~", "\u00a0")): text = text.replace(tex, char)
     return " ".join(re.sub(r"[{}]", "", text).split())
 
 
