@@ -509,6 +509,13 @@ CONTRAST = """() => {
 }"""
 
 
+# How many diagrams are drawn, after at most 20 s: Mermaid begins when all else is loaded.
+DIAGRAMS = """(wanted) => new Promise(done => {
+  const look = (left) => { const n = document.querySelectorAll("main svg.flowchart").length; n >= wanted || !left ? done(n) : setTimeout(look, 100, left - 1); };
+  look(200);
+})"""
+
+
 @pytest.mark.slow
 def test_the_rendered_site_in_a_browser(served, proc, pages):
     def flat(contents): return [name for entry in contents for name in (flat(entry["contents"]) if isinstance(entry, dict) else [entry])]
@@ -527,8 +534,8 @@ def test_the_rendered_site_in_a_browser(served, proc, pages):
                 drawn = tab.locator("mjx-container").count()
                 if drawn < sum(1 for _ in formulas(page)): wrong.append(f"{page.html}: {drawn} formulas are drawn")
                 if tab.locator("mjx-merror, [data-mjx-error]").count(): wrong.append(f"{page.html}: MathJax reports an error")
-                diagrams_drawn = tab.locator("main svg.flowchart, main .mermaid svg, main svg[id^=mermaid]").count()
-                if diagrams_drawn < sum(1 for _ in diagrams(page)): wrong.append(f"{page.html}: {diagrams_drawn} diagrams are drawn")
+                wanted = sum(1 for _ in diagrams(page))
+                if (drawn := tab.evaluate(DIAGRAMS, wanted)) < wanted: wrong.append(f"{page.html}: {drawn} diagrams are drawn")
                 if (over := sideways(tab)) > 0: wrong.append(f"{page.html}: {over} px too wide for a window of {width}")
                 if width == 1200:
                     for _ in range(2):  # light and dark
