@@ -11,7 +11,9 @@ import torch
 _asarray, _shape, _isnan, _isfinite, _abs, _max, _argmax = np.asarray, np.shape, np.isnan, np.isfinite, np.abs, np.max, np.argmax
 _unravel, _where, _broadcast, _any = np.unravel_index, np.where, np.broadcast_to, np.any
 _rng, _generator, _Tensor, _repr, _isinstance, _str, _int = np.random.default_rng, torch.Generator, torch.Tensor, repr, isinstance, str, int
+_quiet, _array_equal, _ndarray, _bool, _len, _list = np.errstate, np.array_equal, np.ndarray, bool, len, list
 _detach, _cpu, _numpy = torch.Tensor.detach, torch.Tensor.cpu, torch.Tensor.numpy
+_INF = float("inf")
 _seed = _int(os.environ.get("MULTISCENE_GRADE_SEED", "0"))
 
 
@@ -34,8 +36,10 @@ def close(found, wanted, what, tol=1e-6, hint=""):
     hint = f" {hint}" if hint else ""
     if found.shape != wanted.shape: raise Wrong(f"{what} should have shape {wanted.shape}, got {found.shape}.{hint}")
     nan = _isnan(wanted)
-    off = _where(nan, _where(_isnan(found), 0., np.inf), _abs(found - wanted))
-    off = _where(_isnan(off), np.inf, off)/_where(nan | (_abs(wanted) < 1), 1., _abs(wanted))
+    with _quiet(all="ignore"):
+        off = _where(nan, _where(_isnan(found), 0., _INF), _abs(found - wanted))
+        off = _where(_isnan(off), _INF, off)/_where(nan | (_abs(wanted) < 1), 1., _abs(wanted))
+        off = _where(~nan & ~_isfinite(wanted), _where(found == wanted, 0., _INF), off)
     if not off.size or _max(off) <= tol: return
     at = _unravel(_argmax(off), off.shape)
     place = f" at position {tuple(_int(i) for i in at)}" if found.ndim else ""
@@ -47,9 +51,20 @@ def true(condition, words):
     if not bool(condition): raise Wrong(words)
 
 
+def _short(x):
+    "How a value is shown: a long one by its beginning and its length."
+    try: text = _repr(x)
+    except Exception: return f"something of type {type(x).__name__}"
+    if _len(text) <= 200: return text
+    return f"{text[:160]} … ({_len(x)} entries)" if hasattr(x, "__len__") else f"{text[:160]} …"
+
+
 def equal(found, wanted, what, hint=""):
-    "Two plain values are the same."
-    if not found == wanted: raise Wrong(f"{what} should be {wanted!r}, got {found!r}. {hint}".strip())
+    "Two plain values are the same; arrays are compared entry by entry."
+    if _isinstance(found, (_Tensor, _ndarray)) or _isinstance(wanted, (_Tensor, _ndarray)): return close(found, wanted, what, 0., hint)
+    try: same = _bool(found == wanted)
+    except Exception: same = False  # what cannot be compared is not the same
+    if not same: raise Wrong(f"{what} should be {_short(wanted)}, got {_short(found)}. {hint}".strip())
 
 
 def refuses(call, kinds, words):
@@ -57,7 +72,7 @@ def refuses(call, kinds, words):
     try: call()
     except kinds: return
     except Exception as e: raise Wrong(f"{words} It raised {type(e).__name__} instead: {e}") from None
-    raise Wrong(words)
+    raise Wrong(f"{words} Nothing was raised.")
 
 
 def seed(k=0):

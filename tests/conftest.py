@@ -61,6 +61,13 @@ def pytest_terminal_summary(terminalreporter):
     for alone, everything in [value for key, value in said if key == "import_ms"]:
         terminalreporter.write_line(f"import multiscene_rec: {alone:.1f} ms beyond torch, numpy and pandas; "
                                     f"all its modules: {everything:.0f} ms")
+    rates = sorted(value for key, value in said if key == "kill_rate")
+    if rates:
+        terminalreporter.section("mutants of solutions killed, per exercise")
+        for name, killed, counted, same in rates:
+            terminalreporter.write_line(f"{killed/counted:7.1%}  {killed:4d} of {counted:4d}  {name}" + f"  ({same} more change nothing)"*bool(same))
+        killed, counted = sum(r[1] for r in rates), sum(r[2] for r in rates)
+        terminalreporter.write_line(f"{killed/counted:7.1%}  {killed:4d} of {counted:4d}  in all")
     rows = [value for key, value in said if key == "notebook"]
     if rows:
         terminalreporter.section("seconds per notebook")

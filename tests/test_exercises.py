@@ -90,7 +90,7 @@ def test_mutants_are_killed(exercise, record_property):
     assert not same - found, "listed as equivalent, but killed or not there"
     assert all(len(e["reason"]) > 10 for e in told(exercise).get("equivalent", []))
     alive, counted = len(found - same), number - len(found & same)
-    record_property("kill_rate", (exercise.name, counted - alive, counted))
+    record_property("kill_rate", (exercise.name, counted - alive, counted, len(found & same)))
     assert alive <= .05*counted, f"{counted - alive} of {counted} killed; alive: {sorted(found - same)}"
 
 
@@ -163,6 +163,18 @@ BAD = {
     "an error": ("1/0", "ZeroDivisionError"),
     "no code at all": ("", "NameError"),
     "no Python": ("def (", "SyntaxError"),
+    "a command to Jupyter": ("x = 1\n%timeit x", "line 2 is a command to Jupyter, '%timeit x'"),
+    "a shell": ("!ls", "line 1 is a command to Jupyter"),
+    "a deep well": ("def f(): return f()\nf()", "RecursionError"),
+    "a question": ("name = input()", "it waited for input"),
+    "an interrupt": ("raise KeyboardInterrupt", "stopped"),
+    "exit()": ("exit()", "it ended the program"),
+    "a closed standard output": ("import sys; sys.stdout.close(); sys.stderr.close(); print(1)", "ValueError"),
+    "a child that stays": ("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n1/0", "ZeroDivisionError"),
+    "a thread that stays": ("import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n1/0", "ZeroDivisionError"),
+    "files in the way": ("import os, tempfile\nos.chdir(tempfile.mkdtemp())\nos.environ.clear()\n1/0", "ZeroDivisionError"),
+    "an answer of its own": ("import json, os\nfor fd in range(3, 64):\n    try: os.write(fd, json.dumps({f'05a-test-{i}': [9, ''] for i in (1, 2, 3)}).encode())\n    except OSError: pass\nos._exit(0)",
+                             "it ended the program"),
 }
 
 
@@ -181,6 +193,9 @@ CHEATS = {
     "patched checks": "import check\ncheck.close = check.true = check.equal = lambda *a, **k: None\ncheck.Wrong = type('Never', (Exception,), {})",
     "own check": "class check:\n    close = true = equal = staticmethod(lambda *a, **k: None)\n    torch_rng = staticmethod(lambda k: None)",
     "patched tensors": "import torch\ntorch.Tensor.sum = torch.Tensor.any = lambda *a, **k: torch.tensor(1.)\ntorch.Tensor.__eq__ = lambda *a: True",
+    "patched arrays": "import numpy as np\nnp.ndarray = np.float64 = object\nnp.abs = np.max = np.where = lambda *a, **k: 0.\nnp.isnan = lambda x: True",
+    "patched modules": "import sys, types\nfake = types.ModuleType('check')\nfake.close = fake.true = fake.equal = fake.refuses = lambda *a, **k: None\nfake.torch_rng = lambda k=0: None\nfake.seed = lambda k=0: 0\nsys.modules['check'] = fake",
+    "patched package": "import multiscene_rec.fusion as f\nfor n in list(vars(f)):\n    if n[0] != '_': setattr(f, n, lambda *a, **k: torch.zeros(2, 2))",
     "patched builtins": "import builtins\nbuiltins.bool = lambda x: True\nbuiltins.isinstance = lambda *a: True\nbuiltins.abs = lambda x: 0",
 }
 
@@ -229,4 +244,84 @@ def test_a_folder_of_submissions(tmp_path):
     import csv
     with open(tmp_path/"marks.csv", newline="") as f: rows = {r["student"]: r for r in csv.DictReader(f) if r["exercise"] == SAMPLE.name}
     assert {s: float(r["points"]) for s, r in rows.items()} == {"full": SAMPLE.points, "empty": 0, "a-first-loop": 0, "broken": 0} | {f"wrong{i}": w["marks"] for i, w in enumerate(wrong)}
+    printed = {line.split()[0]: line for line in done.stdout.splitlines() if " exercises " in line}
+    assert printed.keys() == rows.keys() and f" {SAMPLE.points:g} of " in printed["full"] and " 0 of " in printed["empty"], "a line of totals a student"
     assert "stopped after 5 s" in rows["a-first-loop"]["reasons"] and "not a notebook" in rows["broken"]["reasons"] and "no answer yet" in rows["empty"]["reasons"]
+
+
+@unix
+def test_notebooks_that_are_none_are_zeros_with_a_reason(tmp_path):
+    hand_in(tmp_path, "ada", SAMPLE, None)
+    path = tmp_path/"ada"/SAMPLE.assignment/f"{SAMPLE.name}.ipynb"
+    good = json.loads(path.read_text())
+    without = dict(good, cells=[c for c in good["cells"] if not (c["metadata"]["nbgrader"]["solution"] and c["cell_type"] == "code")])
+    twice = dict(good, cells=good["cells"] + good["cells"])
+    bare = dict(good, cells=[dict(c, metadata={}) for c in good["cells"]])
+    for text, says in ((json.dumps(without), "is not there any more"), (json.dumps(bare), "is not there any more"), ("[]", "not a notebook"), ("", "not a notebook"),
+                       ("{\"cells\": 3}", "not a notebook"), ("{\"cells\": [1]}", "not a notebook"), ("["*100_000, "not a notebook"), ("\ud800".encode("utf-8", "surrogatepass"), "not a notebook")):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        found, _ = exercises.grade_file(SAMPLE, path)
+        assert total(found) == 0 and all(says in reason for _, reason in found.values()), (text[:40], found)
+    path.write_text(json.dumps(twice))
+    assert total(exercises.grade_file(SAMPLE, path, seed=1)[0]) == SAMPLE.points
+    path.unlink()
+    for make, says in ((lambda: None, "not handed in"), (lambda: os.mkfifo(path), "not a file")):
+        make()
+        assert all(says in reason for _, reason in exercises.grade_file(SAMPLE, path)[0].values())
+
+
+@unix
+def test_an_empty_folder_is_explained(tmp_path):
+    said = []
+    assert exercises.grade_folder(tmp_path, say=said.append) == [] and "STUDENT/ASSIGNMENT/EXERCISE.ipynb" in said[0]
+
+
+def test_new_copies_lose_no_work(tmp_path):
+    "Whoever has written into a student copy finds it again, each time, and untouched ones are not hoarded."
+    release, kept, said = tmp_path/"release", tmp_path/"kept", []
+    place = release/SAMPLE.assignment
+    hand_in(release.parent, "release", SAMPLE, exercises.student_copy(SAMPLE).solution())
+    path = place/f"{SAMPLE.name}.ipynb"
+    untouched = json.loads(path.read_text())
+    for cell in untouched["cells"]:
+        if cell["metadata"]["nbgrader"]["solution"] and cell["cell_type"] == "markdown": cell["source"] = "YOUR ANSWER HERE"
+    path.write_text(json.dumps(untouched))
+    exercises._keep(release, kept, said.append)
+    assert not kept.exists() and not said
+    path.write_text(path.read_text().replace("raise NotImplementedError()", "return 1"))
+    for n in (1, 2):
+        exercises._keep(release, kept, said.append)
+        assert (kept/SAMPLE.assignment/f"{SAMPLE.name}-{n}.ipynb").read_text() == path.read_text() and len(said) == n
+    path.write_text("half a file")
+    exercises._keep(release, kept, said.append)
+    assert (kept/SAMPLE.assignment/f"{SAMPLE.name}-3.ipynb").read_text() == "half a file"
+
+
+# ---------------------------------------------------------------- the checks' own words
+
+def words(call, *args, **more):
+    "What a check says; nothing where it is content."
+    import check
+    try: call(*args, **more)
+    except check.Wrong as e: return str(e)
+    return ""
+
+
+@pytest.mark.filterwarnings("error")
+def test_checks_answer_in_words():
+    import check
+    import numpy as np
+    import torch
+    inf, nan = float("inf"), float("nan")
+    assert words(check.close, [1., inf, -inf, nan], [1., inf, -inf, nan], "x") == ""
+    assert words(check.close, [1., -inf], [1., inf], "x") == "x at position (1,) should be inf, got -inf."
+    assert words(check.close, [1., nan], [1., 2.], "x") == "x at position (1,) should be 2, got nan."
+    assert words(check.close, torch.ones(2, 3), np.ones((3, 2)), "the weights", hint="Rows first.") == "the weights should have shape (3, 2), got (2, 3). Rows first."
+    assert "does the function return" in words(check.close, None, 1, "x") and "not there yet" in words(check.close, ..., 1, "x")
+    assert words(check.close, "many", 1, "x") == "x should be numbers, got str"
+    assert words(check.equal, torch.tensor([1, 2, 4]), [1, 2, 3], "the places") == "the places at position (2,) should be 3, got 4."
+    assert words(check.equal, np.arange(3), np.arange(3), "x") == "" and words(check.equal, ["a"], ["a"], "x") == ""
+    assert words(check.equal, list(range(1000)), [1], "the list").startswith("the list should be [1], got [0, 1, 2") and len(words(check.equal, list(range(1000)), [1], "the list")) < 260
+    assert words(check.refuses, lambda: 1, ValueError, "A negative k should be refused.") == "A negative k should be refused. Nothing was raised."
+    assert words(check.refuses, lambda: 1/0, ValueError, "k.").startswith("k. It raised ZeroDivisionError instead")
+    assert words(check.true, torch.tensor(False), "it is not so") == "it is not so"

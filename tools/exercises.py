@@ -164,6 +164,8 @@ def _reason(e):
     if isinstance(e, SystemExit): return "it ended the program"
     if isinstance(e, NotImplementedError): return "no answer yet"
     if isinstance(e, MemoryError): return "it asked for too much memory"
+    if isinstance(e, EOFError): return "it waited for input: nobody is there to type"
+    if isinstance(e, SyntaxError) and (e.text or "").lstrip().startswith(("%", "!")): return f"line {e.lineno} is a command to Jupyter, {e.text.strip()!r}: a solution is plain Python"
     text = " ".join(str(e).split())[:300]
     return text if type(e).__name__ == "Wrong" else f"{type(e).__name__}: {text}"
 
@@ -179,11 +181,12 @@ def ready():
 def graded(exercise, solution, seed=None, seconds=SECONDS, mib=MIB):
     "As `marks`, in a forked process with limits: ({id: (points, reason)}, what it printed)."
     lost = lambda why: {c.id: (0, why) for c in exercise.cells if c.kind == "test"}
+    word = secrets.token_hex(16)  # with which the answer begins: what else is written into the pipe does not count
     answer, tell, said, speak = *os.pipe(), *os.pipe()
     child = os.fork()
     if not child:
         os.close(answer), os.close(said)
-        _inside(exercise, solution, seed, mib, tell, speak)
+        _inside(exercise, solution, seed, mib, tell, speak, word)
     os.close(tell), os.close(speak)
     talk, results, why, end = bytearray(), bytearray(), "", time.monotonic() + seconds
     open_ends = {answer: results, said: talk}
@@ -201,12 +204,13 @@ def graded(exercise, solution, seed=None, seconds=SECONDS, mib=MIB):
     os.close(answer), os.close(said)
     text = talk[:10_000].decode("utf-8", "replace")
     if why: return lost(why), text
-    try: found = {k: tuple(v) for k, v in json.loads(results).items()}
-    except ValueError: return lost("it ended the program"), text
+    if not results.startswith(word.encode()): return lost("it ended the program"), text
+    try: found = {k: tuple(v) for k, v in json.loads(results[len(word):]).items()}
+    except (ValueError, RecursionError): return lost("it ended the program"), text
     return found, text
 
 
-def _inside(exercise, solution, seed, mib, tell, speak):
+def _inside(exercise, solution, seed, mib, tell, speak, word):
     "The child: limits, then the marks, then nothing more; a solution that ends the process never comes to the answer."
     try:
         import resource
@@ -215,7 +219,10 @@ def _inside(exercise, solution, seed, mib, tell, speak):
         torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0, closefd=False)
         os.dup2(speak, 1), os.dup2(speak, 2)
+        low, high = sorted((tell, speak))
+        os.closerange(3, low), os.closerange(low + 1, high), os.closerange(high + 1, 4096)  # the parent's files are not the student's
         used = int(Path("/proc/self/statm").read_text().split()[0])*os.sysconf("SC_PAGE_SIZE") if Path("/proc/self/statm").exists() else 0
         if used: resource.setrlimit(resource.RLIMIT_AS, (used + mib*2**20,)*2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(os.dup(speak), "wb", 0), write_through=True) for _ in range(2))
@@ -224,16 +231,20 @@ def _inside(exercise, solution, seed, mib, tell, speak):
             import check
             check._seed = int(seed)
         found = marks(exercise, solution)
-        left = memoryview(json.dumps(found).encode())
+        left = memoryview((word + json.dumps(found)).encode())
         while left: left = left[os.write(tell, left):]
     finally: os._exit(0)
 
 
 def grade_file(exercise, path, **limits):
     "Marks of one submitted notebook: the tests are the exercise's own, only the solution cells are the student's."
+    lost = lambda why: ({c.id: (0, why) for c in exercise.cells if c.kind == "test"}, "")
+    if not path.is_file(): return lost("not handed in" if not path.exists() else "not a file")
+    if path.stat().st_size > 50_000_000: return lost("the notebook is larger than 50 MB")
     try: submitted = load(path).solution()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: return {c.id: (0, f"not a notebook: {e}") for c in exercise.cells if c.kind == "test"}, ""
-    if len("".join(submitted.values())) > 1_000_000: return {c.id: (0, "the solution is longer than a million characters") for c in exercise.cells if c.kind == "test"}, ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: return lost(f"not a notebook: {type(e).__name__} {e}")
+    if gone := sorted(exercise.solution().keys() - submitted.keys()): return lost(f"the cell {', '.join(gone)} is not there any more: copy the answer into a fresh student copy")
+    if len("".join(submitted.values())) > 1_000_000: return lost("the solution is longer than a million characters")
     return graded(exercise, submitted, **limits)
 
 
@@ -247,11 +258,15 @@ def grade_folder(folder, out=None, seed=None, say=print, **limits):
         for exercise in sources():
             path = student/exercise.assignment/f"{exercise.name}.ipynb"
             if not (student/exercise.assignment).is_dir(): continue
-            found, _ = grade_file(exercise, path, seed=seed, **limits) if path.exists() else ({c.id: (0, "not handed in") for c in exercise.cells if c.kind == "test"}, "")
+            found, _ = grade_file(exercise, path, seed=seed, **limits)
             got = sum(points for points, _ in found.values())
             why = "; ".join(dict.fromkeys(reason for _, reason in found.values() if reason))
             lines.append(dict(student=student.name, assignment=exercise.assignment, exercise=exercise.name, points=got, of=exercise.points, reasons=why))
             say(f"{student.name:<20} {exercise.name:<28} {got:g} of {exercise.points:g}  {why[:90]}")
+    for student in dict.fromkeys(line["student"] for line in lines):
+        mine = [line for line in lines if line["student"] == student]
+        say(f"{student:<20} {f'{len(mine)} exercises':<28} {sum(m['points'] for m in mine):g} of {sum(m['of'] for m in mine):g}")
+    if not lines: say(f"nothing to grade: {folder} should hold STUDENT/ASSIGNMENT/EXERCISE.ipynb, as in ada/05_fusion/05a_distance.ipynb")
     out = Path(out or folder/"marks.csv")
     with open(out, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, ["student", "assignment", "exercise", "points", "of", "reasons"])
@@ -354,8 +369,24 @@ def kill_rate(exercise, seconds=10):
 
 # ---------------------------------------------------------------- student copies
 
+def _keep(release, kept, say=print):
+    "Copy what somebody has worked on in the folder of student copies to another one, before new copies replace it."
+    for exercise in sources():
+        path = release/exercise.assignment/f"{exercise.name}.ipynb"
+        if not path.is_file(): continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            mine, fresh = ({c.id: c.source.strip() for c in e.cells if c.kind in ("solution", "answer")} for e in (load(path), student_copy(exercise)))
+            if all(c.source.strip() in (fresh[c.id], "YOUR ANSWER HERE") for c in load(path).cells if c.id in fresh) and mine.keys() == fresh.keys(): continue
+        place = kept/exercise.assignment
+        place.mkdir(parents=True, exist_ok=True)
+        copy_ = next(p for k in range(1, 10**6) if not (p := place/f"{exercise.name}-{k}.ipynb").exists())
+        copy_.write_bytes(path.read_bytes())
+        say(f"{path.name} was worked on: kept as {copy_}")
+
+
 def build(names=(), say=print):
     "Student copies by nbgrader, one assignment a notebook of the course; each gets check.py beside it."
+    _keep(RELEASE, FOLDER/"kept", say)
     env = notebooks.child_env(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
     for folder in sorted(p for p in SOURCE.iterdir() if p.is_dir() and (not names or p.name in names)):
         done = subprocess.run([sys.executable, "-m", "nbgrader", "generate_assignment", folder.name, "--force", "--create"], cwd=FOLDER, env=env, capture_output=True, text=True)
