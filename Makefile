@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # On Linux the default PyTorch brings gigabytes of CUDA. Without an NVIDIA driver the CPU build does the same work.
 TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo https://download.pytorch.org/whl/cpu)
 
-.PHONY: help .venv demo test test-all bench lab preview exercises grade export docs clean
+.PHONY: help .venv demo test test-all bench lab preview slides exercises grade export docs clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -56,6 +56,9 @@ lab: $(VENV)/.ready ## JupyterLab at the home page; make exercises puts the exer
 preview: $(VENV)/.ready ## all pages as HTML in _preview/, without Quarto (ARGS="05_fusion --open")
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tools.preview $(ARGS)
 
+slides: $(VENV)/.ready ## a lecture per lesson in _slides/, by Quarto; without it: ARGS=--preview, pages in _preview/
+	PATH="$(BIN):$$PATH" $(BIN)/python -m tools.slides $(ARGS)
+
 exercises: $(VENV)/.ready ## student copies of all exercises in exercises/release/
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m tools.exercises build
 
@@ -81,5 +84,5 @@ docs: $(VENV)/.ready ## build the site into _docs/ (needs Quarto)
 	PATH="$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python -m tools.site build
 
 clean: ## remove what was built (rm -r .venv removes the environment too)
-	rm -rf build dist *.egg-info _docs _proc _preview nbs/nbdev.yml .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info _docs _proc _preview _slides nbs/nbdev.yml .pytest_cache .hypothesis
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

@@ -8,11 +8,12 @@ Tags stand in a cell's metadata (in JupyterLab: the gears at the right). A cell 
 
     slide        the cell begins a slide
     slide-more   it goes on the slide before it
-    slide-brief  beside one of these: of each paragraph and list item the first sentence (two if it is a question), and the last
-                 one where a formula, a list, a table or a diagram follows; a paragraph in parentheses is left out
+    slide-brief  beside one of these: of each paragraph and list item the first sentence (two if it is short or a question), and the
+                 last one where a formula, a list, a table or a diagram follows; a paragraph in parentheses is left out
     slide-code   beside one of these: the source is shown too, not only what the cell has put out
 
-A heading begins a slide and is its title. A cell without one takes the heading above it. What is too long for one slide goes on
+A heading begins a slide and is its title; with less than 25 words and nothing else under it, it gets none. A cell without a
+heading takes the one above it. What is too long for one slide goes on
 to the next, whole paragraphs and formulas together with the words that announce them; words that announce what is not shown are
 left out. Diagrams run from left to right. Folded answers, nbdev's directives and links from page to page are dropped, citations
 become names and years.
@@ -79,7 +80,7 @@ class Slide:
 def plain(text):
     "Markdown about as wide as it is drawn: a command of TeX is one letter."
     text = re.sub(r"\\tag\{[^}]*\}|\\(?:mathrm|text|mathbb|mathcal|operatorname|big|Big|bigg|left|right|quad|qquad|begin|end|tfrac)\b", "", text)
-    return re.sub(r"[{}_^$*`]|\\[,;!]", "", re.sub(r"\\[A-Za-z]+", "x", text))
+    return re.sub(r"[{}_^$*`]|\\[,;!]", "", re.sub(r"\\(?:[A-Za-z]+|[{}#|])", "x", text))
 
 
 def height(text):
@@ -88,7 +89,7 @@ def height(text):
         rows = max([part.count(r"\\") + 1 for part in re.findall(r"\\begin\{.*?\\end\{", text, flags=re.DOTALL)], default=0)
         if rows: return 38*rows + 34
         return 112 if "underbrace" in text else 88 if re.search(r"\\d?frac|\\sum|\\prod|\\int|\\max_", text) else 52
-    if re.match(r"\s*`{3,}mermaid", text): return 340
+    if re.match(r"\s*`{3,}mermaid", text): return 390
     if text.startswith("|"):
         rows = [len(plain(row)) for row in text.splitlines() if not re.match(r"^\|[-:| ]+\|?$", row)]
         return 16 + sum(9 + 28*-(-row*11//ACROSS) for row in rows)
@@ -96,12 +97,24 @@ def height(text):
     return 16 + sum(38*-(-len(plain(line))//85) + 6*(len(lines) > 1) for line in lines)
 
 
+_ENVIRONMENT = re.compile(r"\\begin\{(p?matrix|cases)\}(.*?)\\end\{\1\}", re.DOTALL)
+_FRACTION = re.compile(r"\\[dt]?frac\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+
+
 def formula_width(text):
     "About how wide a formula is, with room for its number on both sides."
-    lines = [text] if r"\begin" not in text else [re.sub(r"\\begin\{pmatrix\}.*?\\end\{pmatrix\}", "x"*6, text, flags=re.DOTALL)]
-    lines = re.split(r"\\\\", lines[0])
-    half = lambda line: re.sub(r"\\[dt]?frac\{((?:[^{}]|\{[^{}]*\})*)\}\{((?:[^{}]|\{[^{}]*\})*)\}", lambda m: max(m[1], m[2], key=lambda t: len(plain(t))), line)
-    return max(12.6*len(plain(half(line)).replace(" ", "")) + 9*line.count(" ") + 36*line.count("quad") for line in lines) + 170*(r"\tag" in text)
+    longer = lambda *parts: max(parts, key=lambda t: len(plain(t)))
+    text = re.sub(r"\\underbrace|_(?:\\text\{[^}]*\}|\{\\text\{[^}]*\}\})", "", text)
+    line = _ENVIRONMENT.sub(lambda m: longer(*m[2].split(r"\\")).replace("&", "xx") + "xxx", text)
+    line = longer(*_FRACTION.sub(lambda m: longer(m[1], m[2]), line).split(r"\\"))
+    return 14.5*len(plain(line).replace(" ", "")) + 12*len(re.findall(r"[=+\-<>]|\\le|\\ge|\\cdot", line)) + 40*line.count("quad") + 170*(r"\tag" in text)
+
+
+def stacked(text):
+    "A row of formulas that is too wide as formulas one under another."
+    if not text.startswith("$$") or formula_width(text) <= .9*ACROSS or r"\qquad" not in text or r"\begin{aligned}" in text: return text
+    m = re.fullmatch(r"\$\$(.*?)(\\tag\{[^}]*\})?\s*\$\$", text, flags=re.DOTALL)
+    return "$$\\begin{gathered}" + m[1].replace(r"\qquad", r"\\") + "\\end{gathered} " + (m[2] or "") + "$$" if m else text
 
 
 def split_blocks(text):
@@ -127,7 +140,7 @@ _NOT_PROSE = re.compile(r"\$[^$]*\$|`[^`]*`|\([^()]*\)")
 def sentences(text):
     "The sentences of a paragraph; a full stop inside a formula, code or parentheses ends none."
     masked = _NOT_PROSE.sub(lambda m: "x"*len(m[0]), text)
-    ends = [m.end() for m in re.finditer(r"(?<!e\.g)(?<!i\.e)[.!?][\"”)*]*(?=\s+[\"“*]*(?:[A-Zx(\[]|\d+ ))", masked)]
+    ends = [m.end() for m in re.finditer(r"(?<!e\.g)(?<!i\.e)(?<!et al)[.!?][\"”)*]*(?=\s+[\"“*]*(?:[A-Zx(\[]|\d+ ))", masked)]
     found = []
     for said in (text[a:b].strip() for a, b in zip([0, *ends], [*ends, len(text)])):
         # A name in bold, a number, a single word: no sentence yet.
@@ -149,9 +162,13 @@ def brief(pieces):
         elif kind != "paragraph": yield piece
         elif not (piece.startswith("(") and piece.endswith(")")):
             said = sentences(piece)
-            kept = said[:2 if said[0].endswith("?") else 1]
+            kept = said[:2 if said[0].endswith("?") or len(said[0].split()) < 9 else 1]
             if len(said) > len(kept) and (said[-1].endswith(":") or (after and _kind(after) in ("other", "list"))): kept.append(said[-1])
             yield " ".join(kept)
+
+
+# For diagrams, in Mermaid's words: letters for the last row, narrow boxes.
+_LARGE = '%%{init: {"themeVariables": {"fontSize": "24px"}, "flowchart": {"wrappingWidth": 125, "nodeSpacing": 20, "rankSpacing": 22}}}%%'
 
 
 @functools.cache
@@ -161,7 +178,7 @@ def _entries(): return preview.bibliography()
 def prose(text):
     "A cell's text without what only a page needs."
     text = re.sub(r"<details>.*?</details>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"^(\s*`{3,}mermaid\n\s*graph) TD", r"\1 LR", text, flags=re.MULTILINE)
+    text = re.sub(r"^(\s*`{3,}mermaid\n)(\s*graph) (?:TD|LR)", rf"\1{_LARGE}\n\2 LR", text, flags=re.MULTILINE)
     cite = preview.Citations(_entries())
     text = re.sub(r'<a href="#ref-[^"]*">(.*?)</a>', r"\1", preview.outside_code(text, cite))
     text = preview.outside_code(text, lambda t: re.sub(r"@fig-[\w-]*\w", "the figure", t))
@@ -179,6 +196,7 @@ def quote(text):
 
 def text_blocks(text):
     "One piece of Markdown as blocks, a paragraph that is too long for a slide as several."
+    text = stacked(text)
     block = Block("text", text, height(text))
     if block.words <= WORDS or _kind(text) != "paragraph": return [block]
     said = sentences(text)
@@ -194,7 +212,8 @@ def code_blocks(cell, with_source):
         data = out.get("data", {}) if "data" in out else {"text/plain": out["text"]}
         if "image/png" in data:
             png = base64.b64decode(data["image/png"])
-            yield Block("image", "".join(data["image/png"].split()), 390, prose(str(said.get("fig-cap", ""))), str(said.get("fig-alt", "")), struct.unpack(">II", png[16:24]))
+            shape = struct.unpack(">II", png[16:24])
+            yield Block("image", "".join(data["image/png"].split()), 390 if shape[0] > 1.5*shape[1] else 470, prose(str(said.get("fig-cap", ""))), str(said.get("fig-alt", "")), shape)
         elif "text/html" in data:
             table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
             yield Block("table", table, 30 + 36*table.count("<tr"))
@@ -227,7 +246,10 @@ def slides(path):
         elif chosen:
             if BEGIN in chosen: found.append(Slide(heading))
             found[-1].blocks += code_blocks(cell, CODE in chosen)
-    return [part for slide in found for part in fitted(slide)]
+    return [part for slide in found if not thin(slide) for part in fitted(slide)]
+
+
+def thin(slide): return all(b.kind == "text" and b.words for b in slide.blocks) and sum(b.words for b in slide.blocks) < 25
 
 
 # What fits on one
@@ -306,7 +328,7 @@ def qmd(path, folder):
             elif block.kind == "table": lines += ["```{=html}", block.text, "```"]
             else:
                 number += 1
-                image = Path(f"{path.stem}_files")/f"{number:02}.png"
+                image = Path("images")/f"{path.stem}_{number:02}.png"
                 (folder/image).parent.mkdir(exist_ok=True)
                 (folder/image).write_bytes(base64.b64decode(block.text))
                 w, h = image_size(slide, block)
@@ -320,7 +342,7 @@ def qmd(path, folder):
 def shrunk(block):
     "In per cent, the size at which a formula fits the slide's width, its number included."
     if not block.is_formula: return 100
-    return max(60, min(100, int(100*ACROSS/formula_width(block.text))))
+    return max(60, min(100, int(90*ACROSS/formula_width(block.text))))
 
 
 # KaTeX and not the site's MathJax: for slides Quarto loads MathJax by a plugin of reveal.js that knows only its version 2.
@@ -384,8 +406,8 @@ _CSS = f""":is(.slide, .reveal .slides > section) {{ box-sizing: border-box; wid
 :is(.slide, .reveal) :is(code, pre) {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }} :is(.slide, .reveal) code {{ font-size: .86em; background: none; }}
 :is(.slide, .reveal) pre {{ width: auto; margin: 0 0 16px; padding: 8px 12px; font-size: 19px; line-height: 1.35; background: #f7f8fa; border-left: 3px solid #d5d8de; box-shadow: none; }}
 :is(.slide, .reveal) pre code {{ font-size: 1em; padding: 0; max-height: none; }} .slide pre.mermaid {{ background: none; border: 0; padding: 0; text-align: center; }}
-:is(.slide, .reveal) :is(.mermaid, .mermaid-js, .cell) svg {{ height: 320px; width: 100%; max-width: 100% !important; }}
-:is(.slide, .reveal) figure {{ margin: 0; text-align: center; }} :is(.slide, .reveal) img {{ display: block; margin: 0 auto; max-width: none; max-height: none; }}
+:is(.slide, .reveal) :is(.mermaid, .mermaid-js, .cell) svg {{ height: 370px; width: 100%; max-width: 100% !important; }}
+:is(.slide, .reveal) figure {{ margin: 0 0 16px; text-align: center; }} :is(.slide, .reveal) img {{ display: block; margin: 0 auto; max-width: none; max-height: none; }}
 :is(.slide, .reveal) figcaption {{ font-size: 21px; line-height: 30px; color: #565d69; text-align: left; margin-top: 8px; }}
 .slide .subtitle, .reveal .subtitle {{ font-size: 30px; color: #565d69; }} .slide .number {{ position: absolute; right: 24px; bottom: 10px; font-size: 16px; color: #565d69; }}
 .slide {{ position: relative; margin: 0 auto 20px; }} body.slides {{ margin: 0; background: #d5d8de; }}
