@@ -92,10 +92,14 @@ def test_every_diagram_is_read_by_mermaid():
 def test_cleaning_keeps_the_tags(tmp_path):
     shutil.copy(notebooks.ROOT/"settings.ini", tmp_path)
     (tmp_path/"nbs").mkdir()
-    for path in LESSONS[:2]: shutil.copy(path, tmp_path/"nbs")
+    for path in LESSONS[:2]:
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        for cell in nb["cells"]: cell["metadata"]["collapsed"] = True
+        (tmp_path/"nbs"/path.name).write_text(json.dumps(nb), encoding="utf-8")
     done = subprocess.run([str(Path(sys.executable).parent/"nbdev_clean")], cwd=tmp_path, env=notebooks.child_env(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for path in LESSONS[:2]:
+        assert "collapsed" not in (tmp_path/"nbs"/path.name).read_text(encoding="utf-8")
         before, after = ([slides.tags(c) for c in json.loads(p.read_text(encoding="utf-8"))["cells"]] for p in (path, tmp_path/"nbs"/path.name))
         assert before == after and sum(map(bool, after)) > 10
 
@@ -147,6 +151,7 @@ def test_quarto_draws_them(tmp_path):
     out = tmp_path/"_slides"
     assert "lectures in" in slides.build([LESSONS[5]], out)
     page = (out/"05_fusion.html").read_text(encoding="utf-8")
+    for sheet in out.rglob("*.css"): assert not re.search(r"(?:@import|url\()\s*[\"'(url]*(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
     assert foreign_loads(page) == [] and page.count("<section") > len(MADE["05_fusion"]) and "katex/katex.min.js" in page
 
 
@@ -209,7 +214,7 @@ def test_the_short_form():
     assert slides.sentences("See (a. B) and $x. Y$ first. Then *this*. Done!") == ["See (a. B) and $x. Y$ first.", "Then *this*. Done!"]
     assert slides.sentences("Wang et al. (2017) asked. **Step 1.** For all rows we do. 5 remain.")[:2] == ["Wang et al. (2017) asked.", "**Step 1.** For all rows we do."]
     long = "This sentence is as long as a sentence should be."
-    short = list(slides.brief(["## Title", f"{long} Second one goes. Here it is:", "$$x \\tag{1.1}$$", f"{long} And no more.", "(An aside of some length.)", f"What is the whole of the question here? {long} No more.", f"- **a**: {long} More.\n- b"]))
+    short = list(slides.brief(["## Title", f"{long} Second one goes. Here it is:", "$$x \\tag{1.1}$$", f"{long} And no more.", f"What is the whole of the question here? {long} No more.", "(An aside of some length.)", f"- **a**: {long} More.\n- b"]))
     assert short == ["## Title", f"{long} Here it is:", "$$x \\tag{1.1}$$", long, f"What is the whole of the question here? {long}", f"- **a**: {long}\n- b"]
 
 
@@ -231,6 +236,11 @@ def test_texts_lose_what_only_a_page_needs():
     assert slides.stacked("$$a \\qquad b$$") == "$$a \\qquad b$$"
 
 
-def test_an_unknown_lesson_is_named():
-    done = subprocess.run([sys.executable, "-m", "tools.slides", "no_such"], cwd=notebooks.ROOT, env=notebooks.child_env(), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "no lesson is called no_such" in done.stderr and "05_fusion" in done.stderr
+def test_what_quarto_gets_otherwise():
+    assert slides.own_fonts("@import url(https://fonts.example.com/css?family=A:400,700);a{}@import 'own.css';") == "a{}@import 'own.css';"
+    assert slides.table_columns("| a | b |\n|---|---|\n| 1 | 2 long words |") == "| a | b |\n|---|--------------|\n| 1 | 2 long words |"
+
+
+def test_an_unknown_lesson_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["slides", "no_such"])
+    with pytest.raises(SystemExit, match="no lesson is called no_such; there are 00_article, .*05_fusion"): slides.main()

@@ -307,6 +307,14 @@ def image_size(slide, image):
 
 # Sources for Quarto
 
+def table_columns(text):
+    "A table with dashes under its heads as long as its columns are wide: by them Pandoc shares out the width."
+    if not text.startswith("|"): return text
+    lines = text.splitlines()
+    rows = [[len(plain(cell)) for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in (lines[0], *lines[2:])]
+    return "\n".join([lines[0], "|" + "|".join("-"*max(3, *column) for column in zip(*rows)) + "|", *lines[2:]])
+
+
 def attribute(text): return " ".join(text.replace("\\", "").replace('"', "'").split())
 
 
@@ -320,7 +328,7 @@ def qmd(path, folder):
         lines += [f"## {slide.title}", ""]
         for block in slide.blocks:
             if block.kind == "text":
-                cell = SimpleNamespace(cell_type="markdown", source=block.text)
+                cell = SimpleNamespace(cell_type="markdown", source=table_columns(block.text))
                 Mermaid.cell(None, cell)
                 lines += [cell.source] if shrunk(block) == 100 else [f'::: {{style="font-size: {shrunk(block)}%"}}', cell.source, ":::"]
             elif block.kind == "code": lines += ["```python", block.text, "```"]
@@ -371,6 +379,11 @@ format:
 """
 
 
+def own_fonts(css):
+    "A style sheet without the fonts that it would load from another host: slides.css names its own."
+    return re.sub(r"@import\s+(?:url\(\s*)?[\"']?(?:https?:)?//[^;]*;", "", css)
+
+
 def build(paths, out=SLIDES):
     "Write the sources; draw them where Quarto is. Returns one line that says what was done."
     shutil.rmtree(out, ignore_errors=True)
@@ -382,6 +395,7 @@ def build(paths, out=SLIDES):
     preview.draw_tools(out)
     shutil.copy(out/"katex"/"katex.css", out/"katex"/"katex.min.css")  # as Pandoc names it
     subprocess.run(["quarto", "render", "--no-cache"], cwd=out, env=notebooks.child_env(), check=True)
+    for sheet in out.rglob("*.css"): sheet.write_text(own_fonts(sheet.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
     if foreign := finish(out): raise SystemExit(f"these slides load from other hosts: {foreign}")
     return f"{len(paths)} lectures in {out}: open {out/paths[0].stem}.html"
 
@@ -395,7 +409,7 @@ def style():
 
 _CSS = f""":is(.slide, .reveal .slides > section) {{ box-sizing: border-box; width: {WIDTH}px; height: {HEIGHT}px; padding: 34px 72px 20px !important; text-align: left; overflow: hidden;
   background: #fff; color: #1d2026; font: 27px/1.4 "Source Sans Pro", "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif; }}
-:is(.slide, .reveal) :is(h1, h2) {{ font: 600 40px/1.2 inherit; font-family: inherit; font-size: 40px; line-height: 1.2; margin: 0 0 22px; color: #0a58a8; text-transform: none; letter-spacing: 0; }}
+:is(.slide, .reveal) :is(h1, h2) {{ font-family: inherit; font-weight: 600; font-size: 40px; line-height: 1.2; margin: 0 0 22px; color: #0a58a8; text-transform: none; letter-spacing: 0; }}
 :is(.slide, .reveal) h1 {{ font-size: 60px; margin-top: 170px; }}
 :is(.slide, .reveal) :is(p, ul, ol) {{ margin: 0 0 16px; }}
 :is(.slide, .reveal) :is(ul, ol) {{ display: block; padding-left: 1.2em; }} :is(.slide, .reveal) li {{ margin-bottom: 6px; }}
