@@ -511,7 +511,7 @@ CONTRAST = """() => {
 
 # How many diagrams are drawn, after at most 20 s: Mermaid begins when all else is loaded.
 DIAGRAMS = """(wanted) => new Promise(done => {
-  const look = (left) => { const n = document.querySelectorAll("main svg.flowchart").length; n >= wanted || !left ? done(n) : setTimeout(look, 100, left - 1); };
+  const look = (left) => { const n = document.querySelectorAll("main :is(svg.mermaid-js, svg.flowchart)").length; n >= wanted || !left ? done(n) : setTimeout(look, 100, left - 1); };
   look(200);
 })"""
 
