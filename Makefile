@@ -84,5 +84,5 @@ docs: $(VENV)/.ready ## build the site into _docs/ (needs Quarto)
 	PATH="$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python -m tools.site build
 
 clean: ## remove what was built (rm -r .venv removes the environment too)
-	rm -rf build dist *.egg-info _docs _proc _preview _slides nbs/nbdev.yml .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info _docs _proc _preview _slides nbs/nbdev.yml nbs/sidebar.yml .pytest_cache .hypothesis
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print0 | xargs -0 rm -rf

@@ -238,6 +238,7 @@ def test_texts_lose_what_only_a_page_needs():
 
 def test_what_quarto_gets_otherwise():
     assert slides.own_fonts("@import url(https://fonts.example.com/css?family=A:400,700);a{}@import 'own.css';") == "a{}@import 'own.css';"
+    assert slides.own_fonts('@import"https://fonts.example.com/css";a{}') == "a{}"
     assert slides.table_columns("| a | b |\n|---|---|\n| 1 | 2 long words |") == "| a | b |\n|---|--------------|\n| 1 | 2 long words |"
 
 

@@ -178,7 +178,7 @@ def _entries(): return preview.bibliography()
 def prose(text):
     "A cell's text without what only a page needs."
     text = re.sub(r"<details>.*?</details>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"^(\s*`{3,}mermaid\n)(\s*graph) (?:TD|LR)", rf"\1{_LARGE}\n\2 LR", text, flags=re.MULTILINE)
+    text = re.sub(r"^(\s*`{3,}mermaid\n)(\s*graph) (?:TD|TB|LR)", rf"\1{_LARGE}\n\2 LR", text, flags=re.MULTILINE)
     cite = preview.Citations(_entries())
     text = re.sub(r'<a href="#ref-[^"]*">(.*?)</a>', r"\1", preview.outside_code(text, cite))
     text = preview.outside_code(text, lambda t: re.sub(r"@fig-[\w-]*\w", "the figure", t))
@@ -381,7 +381,7 @@ format:
 
 def own_fonts(css):
     "A style sheet without the fonts that it would load from another host: slides.css names its own."
-    return re.sub(r"@import\s+(?:url\(\s*)?[\"']?(?:https?:)?//[^;]*;", "", css)
+    return re.sub(r"@import\s*(?:url\(\s*)?[\"']?(?:https?:)?//[^;]*;", "", css)
 
 
 def build(paths, out=SLIDES):
