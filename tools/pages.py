@@ -124,10 +124,15 @@ def api():
     top = {n for names in _top().values() for n in names}
     for book in dict.fromkeys(r[0] for r in rows):
         lines += [f"## multiscene_rec.{book[3:]}", "", f"Explained in [{book}]({book}.ipynb).", "",
-                  *_table(("name", "kind", "what it does"), [[f"`{name}`" + (" ●" if name in top else ""), kind, _cell(re.sub(r"\s*Formulas?:.*", "", said, flags=re.S))] for b, name, kind, said in rows if b == book])]
+                  *_table(("name", "kind", "what it does"), [[_symbol(b, name, kind) + (" ●" if name in top else ""), kind, _cell(re.sub(r"\s*Formulas?:.*", "", said, flags=re.S))] for b, name, kind, said in rows if b == book])]
     return _page("Library", "Every public symbol of the package, by module.", "the docstrings of multiscene_rec",
                  "● marks what `multiscene_rec` itself shows, as in `from multiscene_rec import auc`. All else is imported from its module. "
                  "Parameters, shapes and errors stand in each notebook next to the formula, and in `help(...)`.", "", *lines, prose=True)
+
+
+def _symbol(book, name, kind):
+    "A name, as a link to where its notebook documents it; constants are not documented one by one."
+    return f"`{name}`" if kind == "constant" else f"[`{name}`]({book}.ipynb#{name.lower()})"
 
 
 def _top():
