@@ -1,90 +1,74 @@
 """Checks that answer in words: the same for students, who see them, and for graders, who run more of them.
 
 Everything that a check uses is taken when this file is imported, before any solution runs. A solution that replaces
-`torch.allclose` or `np.testing.assert_allclose` by something kinder changes nothing here.
+`torch.allclose`, `np.abs` or `isinstance` by something kinder changes nothing here.
 """
+import builtins
 import os
 
 import numpy as np
 import torch
 
+__builtins__ = dict(vars(builtins))  # functions below look here for len, all and the like, and not where a solution could put others
 _asarray, _isnan, _isfinite, _abs, _max, _argmax, _unravel, _where, _quiet = (
     np.asarray, np.isnan, np.isfinite, np.abs, np.max, np.argmax, np.unravel_index, np.where, np.errstate)
-_rng, _generator, _Tensor, _ndarray, _scalar = np.random.default_rng, torch.Generator, torch.Tensor, np.ndarray, np.generic
 _detach, _cpu, _numpy = torch.Tensor.detach, torch.Tensor.cpu, torch.Tensor.numpy
-_repr, _isinstance, _type, _int, _bool, _len, _tuple, _zip, _enumerate, _sorted, _str = (
-    repr, isinstance, type, int, bool, len, tuple, zip, enumerate, sorted, str)
-_PLAIN = (bool, int, float, complex, str, bytes, _type(None), np.dtype, torch.dtype)
-_INF = float("inf")
-_seed = _int(os.environ.get("MULTISCENE_GRADE_SEED", "0"))
+_rng, _generator, _Tensor, _Size, _ndarray, _scalar = np.random.default_rng, torch.Generator, torch.Tensor, torch.Size, np.ndarray, np.generic
+_PLAIN = (bool, int, float, complex, str, bytes, range, type(None))
+_seed = int(os.environ.get("MULTISCENE_GRADE_SEED", "0"))
 
 
 class Wrong(AssertionError):
     "The answer is not right; the text says in what way."
 
 
-def _array(x, what):
-    "Numbers of any kind as a float64 array."
-    if x is None: raise Wrong(f"{what} is None: does the function return its result?")
-    if x is Ellipsis or x is NotImplemented: raise Wrong(f"{what} is not there yet")
-    try:
-        if _isinstance(x, _Tensor): x = _numpy(_cpu(_detach(x)))
-        with _quiet(all="ignore"): return _asarray(x, dtype="float64")
-    except Exception: raise Wrong(f"{what} should be numbers, got {_named(x)}.") from None
-
+# ---------------------------------------------------------------- what test cells call
 
 def close(found, wanted, what, tol=1e-6, hint="", nan=False):
     """Numbers agree up to tol, relative to 1 or to the wanted number if that is larger; shapes agree too.
 
-    An infinite number must be the same infinity. With nan=True a missing number (nan) is wanted where wanted has one.
+    Where inf is wanted, only inf will do. Where nan is wanted, nan will do if nan=True, and nothing if not.
     """
     found, wanted = _array(found, what), _array(wanted, "the expected value")
-    hint = f" {hint}" if hint else ""
-    if found.shape != wanted.shape: raise Wrong(f"{what} should have shape {wanted.shape}, got {found.shape}.{hint}")
+    if found.shape != wanted.shape: raise Wrong(_with(f"{what} should have shape {wanted.shape}, got {found.shape}.", hint))
     with _quiet(all="ignore"):
         off = _abs(found - wanted)/_where(_abs(wanted) > 1, _abs(wanted), 1.)
-        same = (found == wanted) | (_isnan(found) & _isnan(wanted) if nan else False)
-        off = _where(same, 0., _where(_isfinite(found) & _isfinite(wanted), off, _INF))
+        off = _where(_isfinite(found) & _isfinite(wanted), off, float("inf"))
+        off = _where((found == wanted) | (_isnan(found) & _isnan(wanted) & nan), 0., off)
     if not off.size or _max(off) <= tol: return
     at = _unravel(_argmax(off), off.shape)
-    place = f" at position {_tuple(_int(i) for i in at)}" if found.ndim else ""
+    place = f" at position {tuple(int(i) for i in at)}" if found.ndim else ""
     a, b = found[at], wanted[at]
-    digits = 6 if f"{a:.6g}" != f"{b:.6g}" else 17  # should be 0.5, got 0.5 would help nobody
-    raise Wrong(f"{what}{place} should be {b:.{digits}g}, got {a:.{digits}g}.{hint}")
+    digits = 6 if f"{a:.6g}" != f"{b:.6g}" else 17  # "should be 0.5, got 0.5" would help nobody
+    raise Wrong(_with(f"{what}{place} should be {b:.{digits}g}, got {a:.{digits}g}.", hint))
 
 
 def true(condition, words):
     "The condition holds; else the words say what is wrong."
-    if not _bool(condition): raise Wrong(words)
+    if not bool(condition): raise Wrong(words)
 
 
 def equal(found, wanted, what, hint=""):
-    "Two plain values are the same; lists and arrays are compared entry by entry, and nan is the same as nan."
+    "Two plain values are the same. Lists, arrays and tensors are compared entry by entry; nan is the same as nan."
     found, wanted = _plain(found), _plain(wanted)
-    hint = f" {hint}" if hint else ""
-    shape = [_shape(x) for x in (found, wanted)]
-    if None not in shape and shape[0] != shape[1]:
-        if _len(shape[0]) == _len(shape[1]) == 1:
-            words = f"{what} should have {_count(shape[1][0])}, got {shape[0][0]}: wanted {_short(wanted)}, got {_short(found)}."
-        else: words = f"{what} should have shape {shape[1]}, got {shape[0]}."
-        raise Wrong(words + hint)
-    if None in shape:
-        if not _same(found, wanted): raise Wrong(f"{what} should be {_short(wanted)}, got {_short(found)}.{hint}")
-        return
-    pairs = _list_of_pairs(found, wanted, ())
-    off = [(at, a, b) for at, a, b in pairs if not _same(a, b)]
-    if not off: return
-    if _len(pairs) <= 6: raise Wrong(f"{what} should be {_short(wanted)}, got {_short(found)}.{hint}")
-    first = "; ".join(f"at {at[0] if _len(at) == 1 else at} it should be {_short(b, 40)}, got {_short(a, 40)}" for at, a, b in off[:3])
-    more = f"; and {_len(off) - 3} more" if _len(off) > 3 else ""
-    raise Wrong(f"{what}: {_len(off)} of {_count(_len(pairs))} {'differs' if _len(off) == 1 else 'differ'}: {first}{more}.{hint}")
+    if _same(found, wanted): return
+    shape, other = _shape(wanted), _shape(found)
+    if None in (shape, other): raise Wrong(_with(f"{what} should be {_short(wanted)}, got {_short(found)}.", hint))
+    if shape != other and len(shape) == len(other) == 1:
+        raise Wrong(_with(f"{what} should have {_entries(shape[0])}, got {other[0]}: wanted {_short(wanted)}, got {_short(found)}.", hint))
+    if shape != other: raise Wrong(_with(f"{what} should have shape {shape}, got {other}.", hint))
+    pairs = list(_pairs(found, wanted, ()))
+    if len(pairs) <= 8: raise Wrong(_with(f"{what} should be {_short(wanted)}, got {_short(found)}.", hint))
+    off = [f"at {at[0] if len(at) == 1 else at} {_short(b, 40)} is wanted, got {_short(a, 40)}" for at, a, b in pairs if not _same(a, b)]
+    more = [f"and {len(off) - 3} more"] if len(off) > 3 else []
+    raise Wrong(_with(f"{what}: {len(off)} of {_entries(len(pairs))} {'is' if len(off) == 1 else 'are'} wrong: {'; '.join(off[:3] + more)}.", hint))
 
 
 def refuses(call, kinds, words):
     "The call raises one of the kinds of error."
     try: call()
     except kinds: return
-    except Exception as e: raise Wrong(f"{words} It raised {_type(e).__name__} instead: {_short(e, 100)}") from None
+    except Exception as e: raise Wrong(f"{words} It raised {type(e).__name__} instead: {_short(e, 100)}") from None
     raise Wrong(f"{words} Nothing was raised.")
 
 
@@ -103,49 +87,60 @@ def torch_rng(k=0):
     return _generator().manual_seed(seed(k) % 2**63)
 
 
-# ---------------------------------------------------------------- comparing and showing
+# ---------------------------------------------------------------- how they compare, and how they show it
 
-def _named(x):
-    "A type in a student's words."
-    name = _type(x).__name__
-    return {"NoneType": "None", "str": "text", "function": "a function"}.get(name, f"something of type {name}")
+def _with(words, hint): return f"{words} {hint}".strip()
 
 
-def _count(n): return f"{n} entry" if n == 1 else f"{n} entries"
+def _entries(n): return f"{n} entry" if n == 1 else f"{n} entries"
+
+
+def _array(x, what):
+    "Numbers of any kind as a float64 array."
+    if x is None: raise Wrong(f"{what} is None: does the function return its result?")
+    if x is Ellipsis or x is NotImplemented: raise Wrong(f"{what} is not there yet.")
+    try:
+        a = _asarray(_numpy(_cpu(_detach(x))) if isinstance(x, _Tensor) else x)
+        if a.dtype.kind in "biufO": return _asarray(a, dtype="float64")
+        kind = {"U": "text", "S": "text", "c": "complex ones"}.get(a.dtype.kind, f"an array of {a.dtype}")
+    except Exception: kind = "a list of something else, or of rows of different lengths" if type(x) in (list, tuple) else f"something of type {type(x).__name__}"
+    raise Wrong(f"{what} should be real numbers, got {kind}.")
 
 
 def _plain(x):
     "Arrays, tensors and tables as nested lists; NumPy's numbers as Python's."
-    if _isinstance(x, _Tensor): x = _numpy(_cpu(_detach(x)))
-    if _type(x).__module__.startswith("pandas.") and hasattr(x, "to_numpy"): x = x.to_numpy()
-    return _ndarray.tolist(x) if _isinstance(x, _ndarray) else x.item() if _isinstance(x, _scalar) else x
+    if isinstance(x, _Tensor): x = _numpy(_cpu(_detach(x)))
+    elif type(x).__module__.startswith("pandas.") and hasattr(x, "to_numpy"): x = x.to_numpy()
+    if type(x) is _Size: return tuple(x)
+    return _ndarray.tolist(x) if isinstance(x, _ndarray) else x.item() if isinstance(x, _scalar) else x
 
 
 def _shape(x):
     "The shape of nested lists; None for all else, and for ragged ones."
-    if _type(x) not in (list, _tuple): return None
+    if type(x) not in (list, tuple): return None
     inner = {_shape(v) for v in x}
-    return (_len(x),) if not x or inner == {None} else (_len(x), *inner.pop()) if _len(inner) == 1 else None
+    return (len(x),) if inner <= {None} else (len(x), *inner.pop()) if len(inner) == 1 else None
 
 
-def _list_of_pairs(a, b, at):
-    "Entries of two nested lists of one shape: (place, entry, entry)."
-    if _shape(a) is None: return [(at, a, b)]
-    return [pair for i, (u, v) in _enumerate(_zip(a, b)) for pair in _list_of_pairs(u, v, (*at, i))]
+def _pairs(a, b, at):
+    "Entries of two nested lists of one shape: place, entry, entry."
+    if _shape(a) is None: yield at, a, b
+    else:
+        for i, (u, v) in enumerate(zip(a, b)): yield from _pairs(u, v, (*at, i))
 
 
 def _same(a, b):
-    "Plain values are the same. Whatever has a comparison of its own is not plain: it could say yes to everything."
+    "Plain values are the same. What brings a comparison of its own is not: it could say yes to everything."
     a, b = _plain(a), _plain(b)
-    if _type(a) in (list, _tuple) and _type(b) in (list, _tuple): return _len(a) == _len(b) and all(_same(u, v) for u, v in _zip(a, b))
-    if _type(a) is dict and _type(b) is dict: return _len(a) == _len(b) and all(k in b and _same(a[k], b[k]) for k in a)
-    if _type(a) in (set, frozenset) and _type(b) in (set, frozenset): return all(_type(v) in _PLAIN for v in a) and a == b
-    if not (_isinstance(b, _PLAIN) and (_type(a) in _PLAIN or _type(a) is _type(b))): return _type(a) is _type(b) and a is b
-    return a == b or (a != a and b != b)
+    if type(a) in (list, tuple) and type(b) in (list, tuple): return len(a) == len(b) and all(_same(u, v) for u, v in zip(a, b))
+    if type(a) is type(b) is dict: return len(a) == len(b) and all(k in a and _same(a[k], b[k]) for k in b)
+    if type(a) is not type(b) and not (type(a) in _PLAIN and type(b) in _PLAIN): return False
+    return bool(a == b or (a != a and b != b))
 
 
-def _short(x, room=200):
-    "How a value is shown: the beginning of a long one, in one line."
-    try: text = " ".join((_str(x) if _isinstance(x, BaseException) else _repr(x)).split())
-    except Exception: return _named(x)
-    return text if _len(text) <= room else f"{text[:room - 20]} … ({_count(_len(x))})" if hasattr(x, "__len__") and not _isinstance(x, str) else f"{text[:room - 2]} …"
+def _short(x, room=160):
+    "How a value is shown: in one line, a long one by its beginning."
+    try: text = " ".join((str if isinstance(x, BaseException) else repr)(x).split())
+    except Exception: return f"something of type {type(x).__name__}"
+    if len(text) <= room: return text
+    return f"{text[:room - 20]} …" + (f" ({_entries(len(x))})" if type(x) in (list, tuple, dict, set) else "")

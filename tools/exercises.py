@@ -9,9 +9,11 @@ a process of its own, with limits on time, memory and output; whatever it does, 
 """
 import argparse
 import ast
+import builtins
 import contextlib
 import copy
 import csv
+import functools
 import io
 import json
 import os
@@ -21,7 +23,9 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +33,7 @@ from tools import notebooks
 
 FOLDER = notebooks.ROOT/"exercises"
 SOURCE, RELEASE = FOLDER/"source", FOLDER/"release"
-SECONDS, MIB, OUTPUT = 60, 2048, 1_000_000   # limits for one notebook: time, memory beyond what is loaded, bytes of output
+SECONDS, MIB, OUTPUT, FILE = 60, 2048, 1_000_000, 2**28   # limits for one notebook: time, memory beyond what is loaded, bytes printed, bytes of a file
 _SOLUTION = re.compile(r"^[ \t]*### BEGIN SOLUTION\n(.*?)^[ \t]*### END SOLUTION[ \t]*\n?", re.DOTALL | re.MULTILINE)
 _HIDDEN = re.compile(r"^[ \t]*### BEGIN HIDDEN TESTS\n.*?^[ \t]*### END HIDDEN TESTS[ \t]*\n?", re.DOTALL | re.MULTILINE)
 STUB = "# YOUR CODE HERE\nraise NotImplementedError()"
@@ -104,55 +108,89 @@ _GUARDED = ("builtins", "math", "random", "numpy", "numpy.random", "numpy.testin
 
 
 def _modules():
-    return [m for name, m in list(sys.modules.items()) if m is not None and (name in _GUARDED or name.split(".")[0] == "multiscene_rec")]
+    return {name: m for name, m in list(sys.modules.items()) if m is not None and (name in _GUARDED or name.split(".")[0] == "multiscene_rec")}
+
+
+def _inner(f): return f.__code__, f.__defaults__, f.__kwdefaults__
 
 
 @contextlib.contextmanager
 def guarded():
-    "Put back what the code inside replaces in the modules that checks rely on."
-    before = [(m, dict(vars(m))) for m in _modules()]
-    classes = [(c, dict(vars(c))) for c in _classes()]
-    try: yield
+    "Put back what the code inside replaces in the modules that checks rely on; the list that it gives names what that was."
+    changed, modules = [], _modules()
+    owners = [(o, dict(vars(o))) for o in (*modules.values(), *_classes(modules))]
+    functions = [(f, _inner(f)) for _, was in owners for f in was.values() if isinstance(f, types.FunctionType)]
+    try: yield changed
     finally:
-        for m, was in before:
+        for name, m in modules.items():
+            if sys.modules.get(name) is not m: sys.modules[name] = m
+        for owner, was in owners:
+            now = vars(owner)
             for name, value in was.items():
-                if vars(m).get(name) is not value: setattr(m, name, value)
-        for c, was in classes:
-            for name, value in was.items():
-                if vars(c).get(name) is not value:
-                    with contextlib.suppress(AttributeError, TypeError): setattr(c, name, value)
+                if now.get(name) is not value:
+                    with contextlib.suppress(AttributeError, TypeError):
+                        setattr(owner, name, value)
+                        changed.append(f"{owner.__name__}.{name}")
+        for f, inner in functions:
+            if any(a is not b for a, b in zip(_inner(f), inner)):
+                f.__code__, f.__defaults__, f.__kwdefaults__ = inner
+                changed.append(f"{f.__module__}.{f.__name__}")
 
 
-def _classes():
+def _classes(modules):
     import torch
-    return [torch.Tensor, torch.nn.Module, *(v for m in _modules() if m.__name__.startswith("multiscene_rec") for v in vars(m).values() if isinstance(v, type) and v.__module__ == m.__name__)]
+    return [torch.Tensor, torch.nn.Module, *(v for name, m in modules.items() if name.startswith("multiscene_rec") for v in vars(m).values() if isinstance(v, type) and v.__module__ == name)]
 
 
-def marks(exercise, solution=None):
+@functools.cache
+def _code_of_checks(): return compile((FOLDER/"check.py").read_text(encoding="utf-8"), "check.py", "exec")
+
+
+def _judge(seed):
+    "Checks and built-in functions that no import reaches, for the tests alone."
+    judge = types.ModuleType("check")
+    exec(_code_of_checks(), vars(judge))
+    judge._seed = seed
+    return {"check": judge, "__builtins__": dict(vars(builtins))}
+
+
+def marks(exercise, solution=None, seed=0):
     """Points of each test cell and what went wrong: {id: (points, reason)}.
 
     `solution` maps ids of solution cells to code and stands in for the exercise's own. Each test is run on a namespace of
-    its own in which the exercise's names are the exercise's, whatever the solution bound them to.
+    its own in which the exercise's names are the exercise's, whatever the solution bound them to, and so they are for
+    the functions of the exercise that a test calls.
     """
-    import check
-    space, setup, found, broken = {"__name__": "__main__"}, {}, {}, ""
+    space, setup, found, broken, judge = {"__name__": "__main__"}, {}, {}, "", _judge(seed)
     given = exercise.solution() if solution is None else solution
     for cell in exercise.cells:
         if cell.kind == "setup":
             before = dict(space)
             _run(cell.source, space, cell.id)
-            setup |= {k: v for k, v in space.items() if before.get(k, space) is not v}
+            setup |= {k: (v, _inner(v) if isinstance(v, types.FunctionType) else None) for k, v in space.items() if before.get(k, space) is not v}
         elif cell.kind == "solution" and not broken:
             with guarded():
                 try: _run(given.get(cell.id, ""), space, cell.id)
                 except BaseException as e: broken = _reason(e)
         elif cell.kind == "test":
             if broken: found[cell.id] = (0, broken); continue
-            with guarded():
-                try: _run(cell.source, {**space, **setup, "check": check}, cell.id)
+            own = {**space, **judge}
+            for name, (v, inner) in setup.items():
+                if name not in judge: own[name] = v if inner is None or v.__globals__ is not space else _rebound(v, inner, own)
+            with guarded() as changed:
+                try: _run(cell.source, own, cell.id)
                 except BaseException as e: found[cell.id] = (0, _reason(e))
                 else: found[cell.id] = (cell.points, "")
+            if changed and found[cell.id][0]: found[cell.id] = (0, f"while a check ran, the solution replaced {changed[0]}")
     return found
+
+
+def _rebound(f, inner, space):
+    "A function of the exercise as it was made, that sees the names of the test."
+    code, defaults, more = inner
+    new = types.FunctionType(code, space, f.__name__, defaults, f.__closure__)
+    new.__kwdefaults__ = more
+    return new
 
 
 def _run(code, space, name):
@@ -165,9 +203,16 @@ def _reason(e):
     if isinstance(e, NotImplementedError): return "no answer yet"
     if isinstance(e, MemoryError): return "it asked for too much memory"
     if isinstance(e, EOFError): return "it waited for input: nobody is there to type"
-    if isinstance(e, SyntaxError) and (e.text or "").lstrip().startswith(("%", "!")): return f"line {e.lineno} is a command to Jupyter, {e.text.strip()!r}: a solution is plain Python"
-    text = " ".join(str(e).split())[:300]
-    return text if type(e).__name__ == "Wrong" else f"{type(e).__name__}: {text}"
+    if isinstance(e, SyntaxError) and (e.text or "").lstrip().startswith(("%", "!")): return _line(f"line {e.lineno} is a command to Jupyter, {e.text.strip()!r}: a solution is plain Python")
+    try: text = str(e)
+    except BaseException: text = "an error that cannot be shown"
+    return _line(text if type(e).__name__ == "Wrong" else f"{type(e).__name__}: {text}")
+
+
+def _line(text, room=300):
+    "A text of anybody's in one line that any terminal and any spreadsheet can show."
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:room]
+    return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
 def ready():
@@ -178,39 +223,51 @@ def ready():
 
 # ---------------------------------------------------------------- marks, of code that nobody trusts
 
-def graded(exercise, solution, seed=None, seconds=SECONDS, mib=MIB):
+def _lost(exercise, why): return {c.id: (0, why) for c in exercise.cells if c.kind == "test"}
+
+
+def graded(exercise, solution, seed=0, seconds=SECONDS, mib=MIB):
     "As `marks`, in a forked process with limits: ({id: (points, reason)}, what it printed)."
-    lost = lambda why: {c.id: (0, why) for c in exercise.cells if c.kind == "test"}
     word = secrets.token_hex(16)  # with which the answer begins: what else is written into the pipe does not count
-    answer, tell, said, speak = *os.pipe(), *os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(answer), os.close(said)
-        _inside(exercise, solution, seed, mib, tell, speak, word)
-    os.close(tell), os.close(speak)
-    talk, results, why, end = bytearray(), bytearray(), "", time.monotonic() + seconds
-    open_ends = {answer: results, said: talk}
-    while open_ends and not why:
-        for end_ in select.select(list(open_ends), [], [], .1)[0]:
-            data = os.read(end_, 65536)
-            if data: open_ends[end_] += data
-            else: del open_ends[end_]
-        if len(talk) > OUTPUT: why = f"it printed more than {OUTPUT:,} characters"
-        elif time.monotonic() > end: why = f"stopped after {seconds} s"
-        elif answer not in open_ends: break
-    with contextlib.suppress(ProcessLookupError): os.killpg(child, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError): os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(answer), os.close(said)
+    with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as place:
+        answer, tell, said, speak = *os.pipe(), *os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(answer), os.close(said)
+            _inside(exercise, solution, seed, mib, tell, speak, word, place)
+        os.close(tell), os.close(speak)
+        try: results, talk, why = _listen(child, answer, said, seconds)
+        finally:
+            for kill in (os.killpg, os.kill):  # its children too
+                with contextlib.suppress(ProcessLookupError, PermissionError): kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError): os.waitpid(child, 0)
+            os.close(answer), os.close(said)
     text = talk[:10_000].decode("utf-8", "replace")
-    if why: return lost(why), text
-    if not results.startswith(word.encode()): return lost("it ended the program"), text
+    if why: return _lost(exercise, why), text
+    if not results.startswith(word.encode()): return _lost(exercise, "it ended the program"), text
     try: found = {k: tuple(v) for k, v in json.loads(results[len(word):]).items()}
-    except (ValueError, RecursionError): return lost("it ended the program"), text
+    except (ValueError, RecursionError): return _lost(exercise, "it ended the program"), text
     return found, text
 
 
-def _inside(exercise, solution, seed, mib, tell, speak, word):
+def _listen(child, answer, said, seconds):
+    "(answer, what was printed, why it was cut off), until the child has ended; a child of its own may hold the pipes longer."
+    got, end, over = {answer: bytearray(), said: bytearray()}, time.monotonic() + seconds, False
+    pipes = set(got)
+    while pipes:
+        ready_ = select.select(list(pipes), [], [], 0 if over else .1)[0]
+        for pipe in ready_:
+            data = os.read(pipe, 65536)
+            if data: got[pipe] += data
+            else: pipes.discard(pipe)
+        if len(got[said]) > OUTPUT: return got[answer], got[said], f"it printed more than {OUTPUT:,} characters"
+        if time.monotonic() > end: return got[answer], got[said], f"stopped after {seconds} s"
+        if over and not ready_: break
+        over = over or os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return got[answer], got[said], ""
+
+
+def _inside(exercise, solution, seed, mib, tell, speak, word, place):
     "The child: limits, then the marks, then nothing more; a solution that ends the process never comes to the answer."
     try:
         import resource
@@ -218,6 +275,12 @@ def _inside(exercise, solution, seed, mib, tell, speak, word):
         import torch
         torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them
         os.setsid()
+        me = os.getpid()
+        os.chdir(place)
+        os.environ.pop("MULTISCENE_GRADE_SEED", None)
+        sys.modules["check"]._seed = 0  # what the student can import draws what students see
+        os.environ["MPLBACKEND"] = "Agg"  # no windows
+        if "matplotlib" in sys.modules: sys.modules["matplotlib"].use("Agg")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdin = os.fdopen(0, closefd=False)
         os.dup2(speak, 1), os.dup2(speak, 2)
@@ -225,55 +288,84 @@ def _inside(exercise, solution, seed, mib, tell, speak, word):
         os.closerange(3, low), os.closerange(low + 1, high), os.closerange(high + 1, 4096)  # the parent's files are not the student's
         used = int(Path("/proc/self/statm").read_text().split()[0])*os.sysconf("SC_PAGE_SIZE") if Path("/proc/self/statm").exists() else 0
         if used: resource.setrlimit(resource.RLIMIT_AS, (used + mib*2**20,)*2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(os.dup(speak), "wb", 0), write_through=True) for _ in range(2))
-        if seed is not None:
-            os.environ["MULTISCENE_GRADE_SEED"] = str(seed)
-            import check
-            check._seed = int(seed)
-        found = marks(exercise, solution)
+        found = marks(exercise, solution, seed)
         left = memoryview((word + json.dumps(found)).encode())
-        while left: left = left[os.write(tell, left):]
+        while left and os.getpid() == me: left = left[os.write(tell, left):]  # not from a fork that the solution made
     finally: os._exit(0)
+
+
+def read_solution(exercise, path):
+    """(the student's solution cells, "") of a submitted notebook, or ({}, why there are none).
+
+    A cell is known by its nbgrader id alone. JupyterLab gives a cell that is split or copied the same id twice: the parts
+    are put together again, without copies in which nothing was written.
+    """
+    parts = {id: [] for id in exercise.solution()}
+    try:
+        if not path.exists():
+            others = sorted(p.name for p in path.parent.glob("*.ipynb") if p.stem not in {e.name for e in sources()})
+            return {}, _line(f"not handed in under the name {path.name}; there is {', '.join(others)}" if others else "not handed in")
+        if not path.is_file(): return {}, "not a file"
+        if path.stat().st_size > 50_000_000: return {}, "the notebook is larger than 50 MB"
+        for cell in json.loads(path.read_text(encoding="utf-8-sig"))["cells"]:
+            id = cell["metadata"].get("nbgrader", {}).get("grade_id")
+            if id in parts: parts[id].append("".join(cell["source"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: return {}, _line(f"not a notebook: {type(e).__name__} {e}")
+    if gone := [id for id, texts in parts.items() if not texts]: return {}, f"the cell {', '.join(gone)} is not there any more: copy the answer into a fresh student copy"
+    found = {id: "\n".join([t for t in texts if STUB.splitlines()[-1] not in t] or texts[:1]) for id, texts in parts.items()}
+    return (found, "") if sum(map(len, found.values())) <= 1_000_000 else ({}, "the solution is longer than a million characters")
 
 
 def grade_file(exercise, path, **limits):
     "Marks of one submitted notebook: the tests are the exercise's own, only the solution cells are the student's."
-    lost = lambda why: ({c.id: (0, why) for c in exercise.cells if c.kind == "test"}, "")
-    if not path.is_file(): return lost("not handed in" if not path.exists() else "not a file")
-    if path.stat().st_size > 50_000_000: return lost("the notebook is larger than 50 MB")
-    try: submitted = load(path).solution()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: return lost(f"not a notebook: {type(e).__name__} {e}")
-    if gone := sorted(exercise.solution().keys() - submitted.keys()): return lost(f"the cell {', '.join(gone)} is not there any more: copy the answer into a fresh student copy")
-    if len("".join(submitted.values())) > 1_000_000: return lost("the solution is longer than a million characters")
-    return graded(exercise, submitted, **limits)
+    solution, why = read_solution(exercise, Path(path))
+    return (_lost(exercise, why), "") if why else graded(exercise, solution, **limits)
 
 
 def grade_folder(folder, out=None, seed=None, say=print, **limits):
-    "Grade FOLDER/student/assignment/exercise.ipynb and write one line a student and exercise to a csv."
+    "Grade FOLDER/student/assignment/exercise.ipynb, print a table, and write one line a student and exercise to a csv."
     folder, lines = Path(folder), []
+    out = Path(out or folder/"marks.csv")
     ready()
     import multiscene_rec.cli  # noqa: F401  loaded once, for all
     seed = secrets.randbelow(2**31) if seed is None else seed
-    for student in sorted(p for p in folder.iterdir() if p.is_dir()):
-        for exercise in sources():
-            path = student/exercise.assignment/f"{exercise.name}.ipynb"
-            if not (student/exercise.assignment).is_dir(): continue
-            found, _ = grade_file(exercise, path, seed=seed, **limits)
-            got = sum(points for points, _ in found.values())
-            why = "; ".join(dict.fromkeys(reason for _, reason in found.values() if reason))
-            lines.append(dict(student=student.name, assignment=exercise.assignment, exercise=exercise.name, points=got, of=exercise.points, reasons=why))
-            say(f"{student.name:<20} {exercise.name:<28} {got:g} of {exercise.points:g}  {why[:90]}")
-    for student in dict.fromkeys(line["student"] for line in lines):
-        mine = [line for line in lines if line["student"] == student]
-        say(f"{student:<20} {f'{len(mine)} exercises':<28} {sum(m['points'] for m in mine):g} of {sum(m['of'] for m in mine):g}")
+    asked = sources()
+    # All are read before any of them runs: none can change another one.
+    handed = [(_line(os.fsencode(student.name).decode("utf-8", "replace")), exercise, *read_solution(exercise, student/exercise.assignment/f"{exercise.name}.ipynb"))
+              for student in sorted(p for p in folder.iterdir() if p.is_dir()) for exercise in asked if (student/exercise.assignment).is_dir()]
+    wide = max((len(student) for student, *_ in handed), default=0)
+    try:
+        for student, exercise, solution, why in handed:
+            found = _lost(exercise, why) if why else graded(exercise, solution, seed, **limits)[0]
+            got, reasons = sum(points for points, _ in found.values()), "; ".join(dict.fromkeys(reason for _, reason in found.values() if reason))
+            lines.append(dict(student=student, assignment=exercise.assignment, exercise=exercise.name, points=got, of=exercise.points, reasons=reasons))
+            say(f"{student:<{wide}}  {exercise.name:<14} {got:g} of {exercise.points:g}  {reasons[:90]}".rstrip())
+    finally:
+        with open(out, "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, ["student", "assignment", "exercise", "points", "of", "reasons"])
+            writer.writeheader()
+            writer.writerows(lines)
     if not lines: say(f"nothing to grade: {folder} should hold STUDENT/ASSIGNMENT/EXERCISE.ipynb, as in ada/05_fusion/05a_distance.ipynb")
-    out = Path(out or folder/"marks.csv")
-    with open(out, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, ["student", "assignment", "exercise", "points", "of", "reasons"])
-        writer.writeheader()
-        writer.writerows(lines)
+    else: say("\n" + "\n".join(table(lines)) + "\n")
     say(f"{len(lines)} marks in {out}, seed {seed}")
     return lines
+
+
+def table(lines):
+    "Students times exercises, with totals, as lines of text; a dot where a student has no such folder."
+    names, students = sorted({m["exercise"] for m in lines}), list(dict.fromkeys(m["student"] for m in lines))
+    points = {(m["student"], m["exercise"]): m["points"] for m in lines}
+    full = {m["exercise"]: m["of"] for m in lines}
+    wide = max(7, *map(len, students))
+    row = lambda name, values, total: f"{name:<{wide}}  " + " ".join(f"{v:>4}" for v in values) + f"  {total:>6}"
+    yield row("", [n.split("_")[0] for n in names], "total")
+    for s in students: yield row(s, [f"{points[s, n]:g}" if (s, n) in points else "." for n in names], f"{sum(p for (who, _), p in points.items() if who == s):g}")
+    mean = lambda n: sum(p for (_, m), p in points.items() if m == n)/sum(m == n for _, m in points)
+    yield row("mean", [f"{mean(n):.1f}" for n in names], f"{sum(points.values())/len(students):.1f}")
+    yield row("full", [f"{full[n]:g}" for n in names], f"{sum(full.values()):g}")
 
 
 # ---------------------------------------------------------------- mutants: is every part of a solution looked at?
