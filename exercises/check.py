@@ -110,7 +110,7 @@ def _array(x, what):
 def _plain(x):
     "Arrays, tensors and tables as nested lists; NumPy's numbers as Python's."
     if isinstance(x, _Tensor): x = _numpy(_cpu(_detach(x)))
-    elif type(x).__module__.startswith("pandas.") and hasattr(x, "to_numpy"): x = x.to_numpy()
+    elif type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "to_numpy"): x = x.to_numpy()
     if type(x) is _Size: return tuple(x)
     return _ndarray.tolist(x) if isinstance(x, _ndarray) else x.item() if isinstance(x, _scalar) else x
 

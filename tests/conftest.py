@@ -63,11 +63,11 @@ def pytest_terminal_summary(terminalreporter):
                                     f"all its modules: {everything:.0f} ms")
     rates = sorted(value for key, value in said if key == "kill_rate")
     if rates:
-        terminalreporter.section("mutants of solutions killed, per exercise")
+        terminalreporter.section("mutants killed per exercise, of those that change something")
         for name, killed, counted, same in rates:
-            terminalreporter.write_line(f"{killed/counted:7.1%}  {killed:4d} of {counted:4d}  {name}" + f"  ({same} more change nothing)"*bool(same))
+            terminalreporter.write_line(f"{name:<14} {killed:4d}/{counted:<4d} {killed/counted:7.1%}" + f"  equivalent: {'; '.join(same)}"*bool(same))
         killed, counted = sum(r[1] for r in rates), sum(r[2] for r in rates)
-        terminalreporter.write_line(f"{killed/counted:7.1%}  {killed:4d} of {counted:4d}  in all")
+        terminalreporter.write_line(f"{'in all':<14} {killed:4d}/{counted:<4d} {killed/counted:7.1%}")
     rows = [value for key, value in said if key == "notebook"]
     if rows:
         terminalreporter.section("seconds per notebook")

@@ -14,9 +14,11 @@ import contextlib
 import copy
 import csv
 import functools
+import importlib
 import io
 import json
 import os
+import pkgutil
 import re
 import secrets
 import select
@@ -126,6 +128,9 @@ def guarded():
             if sys.modules.get(name) is not m: sys.modules[name] = m
         for owner, was in owners:
             now = vars(owner)
+            for name in [n for n in now if n not in was and (isinstance(owner, type) or hasattr(builtins, n))]:  # it hides an inherited or built-in one
+                delattr(owner, name)
+                changed.append(f"{owner.__name__}.{name}")
             for name, value in was.items():
                 if now.get(name) is not value:
                     with contextlib.suppress(AttributeError, TypeError):
@@ -201,11 +206,11 @@ def _reason(e):
     if isinstance(e, (KeyboardInterrupt, TimeoutError)): return "stopped: it ran too long"
     if isinstance(e, SystemExit): return "it ended the program"
     if isinstance(e, NotImplementedError): return "no answer yet"
-    if isinstance(e, MemoryError): return "it asked for too much memory"
     if isinstance(e, EOFError): return "it waited for input: nobody is there to type"
     if isinstance(e, SyntaxError) and (e.text or "").lstrip().startswith(("%", "!")): return _line(f"line {e.lineno} is a command to Jupyter, {e.text.strip()!r}: a solution is plain Python")
     try: text = str(e)
     except BaseException: text = "an error that cannot be shown"
+    if isinstance(e, MemoryError) or "allocate memory" in text: return "it asked for too much memory"
     return _line(text if type(e).__name__ == "Wrong" else f"{type(e).__name__}: {text}")
 
 
@@ -216,9 +221,13 @@ def _line(text, room=300):
 
 
 def ready():
-    "Let exercises import `check`, as they do in their own folder."
+    "Let exercises import `check`, as they do in their own folder; and load the course, once for all."
     if str(FOLDER) not in sys.path: sys.path.insert(0, str(FOLDER))
     import check  # noqa: F401
+
+    import multiscene_rec
+    for module in pkgutil.iter_modules(multiscene_rec.__path__):
+        with contextlib.suppress(ImportError): importlib.import_module(f"multiscene_rec.{module.name}")
 
 
 # ---------------------------------------------------------------- marks, of code that nobody trusts
@@ -330,7 +339,6 @@ def grade_folder(folder, out=None, seed=None, say=print, **limits):
     folder, lines = Path(folder), []
     out = Path(out or folder/"marks.csv")
     ready()
-    import multiscene_rec.cli  # noqa: F401  loaded once, for all
     seed = secrets.randbelow(2**31) if seed is None else seed
     asked = sources()
     # All are read before any of them runs: none can change another one.
