@@ -59,8 +59,8 @@ class Exercise:
 
     @property
     def points(self):
-        "Full marks."
-        return sum(cell.points for cell in self.cells)
+        "Full marks: those of the checks. A teacher reads the answers in words."
+        return sum(cell.points for cell in self.cells if cell.kind == "test")
 
     @property
     def title(self):
@@ -350,7 +350,7 @@ def grade_folder(folder, out=None, seed=None, say=print, **limits):
             found = _lost(exercise, why) if why else graded(exercise, solution, seed, **limits)[0]
             got, reasons = sum(points for points, _ in found.values()), "; ".join(dict.fromkeys(reason for _, reason in found.values() if reason))
             lines.append(dict(student=student, assignment=exercise.assignment, exercise=exercise.name, points=got, of=exercise.points, reasons=reasons))
-            say(f"{student:<{wide}}  {exercise.name:<14} {got:g} of {exercise.points:g}  {reasons[:90]}".rstrip())
+            say(f"{student:<{wide}}  {exercise.name:<14} {got:g} of {exercise.points:g}  {reasons if len(reasons) <= 90 else reasons[:88] + ' …'}".rstrip())
     finally:
         with open(out, "w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, ["student", "assignment", "exercise", "points", "of", "reasons"])
@@ -372,8 +372,8 @@ def table(lines):
     yield row("", [n.split("_")[0] for n in names], "total")
     for s in students: yield row(s, [f"{points[s, n]:g}" if (s, n) in points else "." for n in names], f"{sum(p for (who, _), p in points.items() if who == s):g}")
     mean = lambda n: sum(p for (_, m), p in points.items() if m == n)/sum(m == n for _, m in points)
-    yield row("mean", [f"{mean(n):.1f}" for n in names], f"{sum(points.values())/len(students):.1f}")
-    yield row("full", [f"{full[n]:g}" for n in names], f"{sum(full.values()):g}")
+    yield row("average", [f"{mean(n):.1f}" for n in names], f"{sum(points.values())/len(students):.1f}")
+    yield row("out of", [f"{full[n]:g}" for n in names], f"{sum(full.values()):g}")
 
 
 # ---------------------------------------------------------------- mutants: is every part of a solution looked at?
