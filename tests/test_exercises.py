@@ -217,7 +217,6 @@ CHEATS = {
     "checks with another inside": "import check\nfor f in (check.close, check.true, check.equal): f.__code__ = (lambda *a, **k: None).__code__",
     "checks with a wide tolerance": "import check\ncheck.close.__defaults__ = (1e99, '', True)",
     "a module in place of torch": "import sys, types\nsys.modules['torch'] = sys.modules['numpy'] = types.ModuleType('torch')",
-    "an early verdict": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None",
 }
 LATE = {  # the same, but only when a check calls
     "patched checks": "import check\n    check.close = check.true = check.equal = lambda *a, **k: None",
@@ -370,7 +369,7 @@ def test_names_that_are_no_text_do_not_stop_the_grading(tmp_path):
 
 @unix
 def test_submissions_are_read_before_any_of_them_runs(tmp_path):
-    "The first to be graded empties the folder, and its marks, and asks for too much: the others have theirs."
+    "The first to be graded removes the work of another one and writes its own marks: both have what they should."
     spoil = f"import shutil, os\nshutil.rmtree({str(tmp_path/'bob')!r})\nopen({str(tmp_path/'marks.csv')!r}, 'w').write('ada,100')\n1/0"
     hand_in(tmp_path, "ada", SAMPLE, with_code(SAMPLE, spoil))
     hand_in(tmp_path, "bob", SAMPLE, None)
