@@ -51,7 +51,7 @@ bench: $(VENV)/.ready ## what it costs, as ratios to the bare limit, into bench/
 	for name in rank train preprocess notebooks; do $(ONE_THREAD) $(BIN)/python -m bench.$$name $(ARGS) || exit 1; done
 
 lab: $(VENV)/.ready ## JupyterLab at the home page; make exercises puts the exercises beside it (ARGS=--no-browser)
-	PATH="$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+	PYTHONPATH="$(CURDIR)/exercises:$$PYTHONPATH" PATH="$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
 preview: $(VENV)/.ready ## all pages as HTML in _preview/, without Quarto (ARGS="05_fusion --open")
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tools.preview $(ARGS)

@@ -47,20 +47,26 @@ def test_answers_in_words_have_no_points():
     for e in EXERCISES: assert all(c.points == 0 for c in e.cells if c.kind == "answer")
 
 
-def test_names_and_ids():
-    assert len({e.name for e in EXERCISES}) == len(EXERCISES)
-    for e in EXERCISES:
-        assert e.name[:2] == e.assignment[:2] and (notebooks.NBS/f"{e.assignment}.ipynb").exists()
-        raw = json.loads((exercises.SOURCE/e.assignment/f"{e.name}.ipynb").read_text())["cells"]
-        marks = [c["metadata"]["nbgrader"] for c in raw]
-        ids = [m["grade_id"] for m in marks]
-        assert len(set(ids)) == len(ids) and all(i.startswith(e.name.split("_")[0] + "-") for i in ids)
-        assert all(m["schema_version"] == 3 and m["locked"] != m["solution"] for m in marks)
-        assert not any(c.get("outputs") for c in raw), "outputs would give the answer away"
-        tests = [c for c in e.cells if c.kind == "test"]
-        assert len(tests) >= 2 and all(c.points > 0 for c in tests) and all("### BEGIN HIDDEN TESTS" in c.source for c in tests)
-        assert any("check.seed" in c.source or "check.rng" in c.source or "check.torch_rng" in c.source for c in tests), "hidden checks must use another seed"
-        assert "Goes with" in "".join(c.source for c in e.cells if c.kind == "text")
+def test_no_name_stands_twice(): assert len({e.name for e in EXERCISES}) == len(EXERCISES)
+
+
+@each
+def test_the_source_is_in_order(exercise):
+    e, where = exercise, f"exercises/source/{exercise.assignment}/{exercise.name}.ipynb"
+    assert e.name[:2] == e.assignment[:2] and (notebooks.NBS/f"{e.assignment}.ipynb").exists(), f"{where} belongs to no notebook"
+    raw = json.loads((exercises.SOURCE/e.assignment/f"{e.name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    marks, start = [c["metadata"].get("nbgrader", {}) for c in raw], e.name.split("_")[0] + "-"
+    ids = [m.get("grade_id", "") for m in marks]
+    assert [i for i in ids if not i.startswith(start)] == [], f"{where}: a grade_id begins with {start}"
+    assert sorted(i for i in set(ids) if ids.count(i) > 1) == [], f"{where}: a grade_id stands twice"
+    assert [i for i, m in zip(ids, marks) if m["schema_version"] != 3 or m["locked"] == m["solution"]] == [], f"{where}: schema_version 3, and locked where it is no solution"
+    assert [i for i, c in zip(ids, raw) if c.get("outputs")] == [], f"{where}: outputs would give the answer away; make export drops them"
+    tests = [c for c in e.cells if c.kind == "test"]
+    assert len(tests) >= 2 and all(c.points > 0 for c in tests), f"{where}: two cells of checks or more, each with points"
+    assert [c.id for c in tests if "### BEGIN HIDDEN TESTS" not in c.source] == [], f"{where}: each cell of checks has hidden ones"
+    assert any("check.seed" in c.source or "check.rng" in c.source or "check.torch_rng" in c.source for c in tests), f"{where}: hidden checks draw from check.seed, check.rng or check.torch_rng"
+    assert "Goes with" in "".join(c.source for c in e.cells if c.kind == "text"), f"{where}: say 'Goes with [NN topic](...)'"
+    assert (ROOT/"tests"/"exercises"/f"{e.name}.toml").is_file(), f"tests/exercises/{e.name}.toml is missing: wrong answers and what they should get"
 
 
 @each
@@ -434,8 +440,10 @@ def test_new_copies_lose_no_work(tmp_path):
     hand_in(release.parent, "release", SAMPLE, exercises.student_copy(SAMPLE).solution())
     path = place/f"{SAMPLE.name}.ipynb"
     untouched = json.loads(path.read_text())
+    fresh = {c.id: c.source for c in exercises.student_copy(SAMPLE).cells}
     for cell in untouched["cells"]:
-        if cell["metadata"]["nbgrader"]["solution"] and cell["cell_type"] == "markdown": cell["source"] = "YOUR ANSWER HERE"
+        mark = cell["metadata"]["nbgrader"]
+        cell["source"] = "YOUR ANSWER HERE" if mark["solution"] and cell["cell_type"] == "markdown" else fresh[mark["grade_id"]]
     path.write_text(json.dumps(untouched))
     exercises._keep(release, kept, said.append)
     assert not kept.exists() and not said
@@ -446,6 +454,30 @@ def test_new_copies_lose_no_work(tmp_path):
     path.write_text("half a file")
     exercises._keep(release, kept, said.append)
     assert (kept/SAMPLE.assignment/f"{SAMPLE.name}-3.ipynb").read_text() == "half a file"
+    added = dict(untouched, cells=untouched["cells"] + [dict(cell_type="code", id="new", metadata={}, source="my_experiment = 1", outputs=[], execution_count=None)])
+    path.write_text(json.dumps(added))
+    for name in ("notes.txt", f"{SAMPLE.name}-Copy1.ipynb", "check.py"): (place/name).write_text(json.dumps(untouched))
+    exercises._keep(release, kept, said.append)
+    assert {p.name for p in (kept/SAMPLE.assignment).iterdir()} == {*(f"{SAMPLE.name}-{n}.ipynb" for n in (1, 2, 3, 4)), "notes-1.txt", f"{SAMPLE.name}-Copy1-1.ipynb"}
+
+
+@unix
+def test_what_lies_astray_is_named(tmp_path):
+    "A notebook one level too high, or under a name that no assignment bears, is no silent zero."
+    hand_in(tmp_path, "ada", SAMPLE, None)
+    good = (tmp_path/"ada"/SAMPLE.assignment/f"{SAMPLE.name}.ipynb").read_text()
+    for name in ("flat/05a_distance.ipynb", "named/5_fusion/05a_distance.ipynb", "deep/x/05_fusion/05a_distance.ipynb"):
+        (tmp_path/name).parent.mkdir(parents=True)
+        (tmp_path/name).write_text(good)
+    said = []
+    exercises.grade_folder(tmp_path, seed=1, say=said.append)
+    assert [line.split()[2] for line in said if line.startswith("NOT GRADED")] == ["deep/x/05_fusion/05a_distance.ipynb", "flat/05a_distance.ipynb", "named/5_fusion/05a_distance.ipynb"]
+
+
+def test_a_seed_that_is_no_number_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTISCENE_GRADE_SEED", "abc")
+    monkeypatch.setattr(sys, "argv", ["exercises", "grade", str(tmp_path)])
+    with pytest.raises(SystemExit, match="MULTISCENE_GRADE_SEED should be a whole number, not 'abc'"): exercises.main()
 
 
 # ---------------------------------------------------------------- the checks' own words

@@ -174,7 +174,13 @@ def test_the_table_and_the_block_for_type_checkers_agree():
     block = next(n for n in tree.body if isinstance(n, ast.If))
     found = {n.module: {a.name for a in n.names} for n in block.body}
     assert found.pop(None) == set(multiscene_rec._MODULES)
-    assert found == {m: set(names) for m, names in multiscene_rec._MODULES.items() if names}
+    assert found == {m: set(names) for m, names in multiscene_rec._MODULES.items() if names}, "multiscene_rec/__init__.py: _MODULES and the block under TYPE_CHECKING name the same"
+
+
+@pytest.mark.parametrize("path", notebooks.paths("[0-9][0-9]_*.ipynb"), ids=lambda p: p.stem)
+def test_the_map_on_the_home_page_leads_to_every_notebook(path):
+    text = "".join(c["source"] for c in notebooks.read(NBS/"index.ipynb")["cells"])
+    assert f"| [{path.stem[:2]} " in text and f"]({path.name}) |" in text, f"add a row for {path.name} to the map in nbs/index.ipynb"
 
 
 # Pages made from others

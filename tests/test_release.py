@@ -36,7 +36,7 @@ def test_each_obstacle_is_named(monkeypatch):
     assert step == ["out of step: CITATION.cff; run make export"]  # it has no date yet
     monkeypatch.setattr(release, "citation", lambda: release.CITATION.read_text(encoding="utf-8"))
     assert list(release.obstacles()) == []
-    for change, says in ((dict(tag=f"v{CFG['version']}"), "raise the version"), (dict(branch="other"), "not the branch"), (dict(status=" M x"), "not committed")):
+    for change, says in ((dict(tag=f"v{CFG['version']}"), "raise the version"), (dict(branch="other"), "not the branch"), (dict(status=" M x"), "not committed: x")):
         before = dict(state)
         state.update(change)
         found, = release.obstacles()

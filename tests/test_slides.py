@@ -28,10 +28,17 @@ def texts(made): return [(slide.title, b.text) for slide in made for b in slide.
 def test_each_lesson_is_a_lecture_of_an_hour(path):
     made = MADE[path.stem]
     titles = [slide.title for slide in made]
-    assert 10 <= len(made) <= 25, len(made)
+    assert 10 <= len(made) <= 25, f"{path.name} has {len(made)} slides; a lecture has 10 to 25. Tag cells 'slide' and 'slide-more': see tools/slides.py"
     assert titles[0] == "The question" and "What can go wrong" in titles and "Summary" in titles
     assert sum(b.kind == "image" for slide in made for b in slide.blocks) >= 1
     assert re.search(r"\\tag\{\d+\.\d+\}", "".join(text for _, text in texts(made)))
+
+
+def test_the_template_shows_how_cells_are_tagged():
+    made = slides.slides(notebooks.NBS/"_template.ipynb")
+    titles = [slide.title for slide in made]
+    assert titles[0] == "The question" and "What can go wrong" in titles and titles[-1] == "Summary"
+    assert any(b.kind == "image" for slide in made for b in slide.blocks) and "\\tag{80.1}" in "".join(text for _, text in texts(made))
 
 
 @each_lesson
@@ -50,6 +57,7 @@ def test_each_slide_has_a_title_and_something_to_say_and_not_too_much(path):
 @each_lesson
 def test_tags_are_known_and_stand_where_they_mean_something(path):
     cells = [(c, slides.tags(c)) for c in notebooks.read(path)["cells"] if slides.tags(c)]
+    assert cells, f"{path.name}: no cell is tagged 'slide'; see tools/slides.py"
     assert slides.BEGIN in cells[0][1]
     for cell, chosen in cells:
         where = f"{path.name}, {cell['source'][:60]!r}"
@@ -117,7 +125,7 @@ def sources(tmp_path_factory):
 
 def test_without_quarto_the_sources_are_made_and_it_is_said(sources):
     out, said = sources
-    assert "12 sources" in said and "Quarto" in said and "not installed" in said and "--preview" in said and "\n" not in said
+    assert f"{len(LESSONS)} sources" in said and "Quarto" in said and "not installed" in said and "--preview" in said and "\n" not in said
     assert sorted(p.stem for p in out.glob("*.qmd")) == [p.stem for p in LESSONS]
 
 

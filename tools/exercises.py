@@ -345,6 +345,7 @@ def grade_folder(folder, out=None, seed=None, say=print, **limits):
     # All are read before any of them runs: none can change another one.
     handed = [(_line(os.fsencode(student.name).decode("utf-8", "replace")), exercise, *read_solution(exercise, student/exercise.assignment/f"{exercise.name}.ipynb"))
               for student in sorted(p for p in folder.iterdir() if p.is_dir()) for exercise in asked if (student/exercise.assignment).is_dir()]
+    for line in _astray(folder, asked): say(line)
     wide = max((len(student) for student, *_ in handed), default=0)
     try:
         for student, exercise, solution, why in handed:
@@ -361,6 +362,14 @@ def grade_folder(folder, out=None, seed=None, say=print, **limits):
     else: say("\n" + "\n".join(table(lines)) + "\n")
     say(f"{len(lines)} marks in {out}, seed {seed}")
     return lines
+
+
+def _astray(folder, asked):
+    "What lies where no exercise is looked for: a student would get no mark for it, so it is said."
+    known = {e.assignment for e in asked}
+    for path in sorted(p for p in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
+        parts = path.relative_to(folder).parts
+        if len(parts) != 3 or parts[1] not in known: yield _line(f"NOT GRADED: {os.fsencode('/'.join(parts)).decode('utf-8', 'replace')} lies in no folder of an assignment; it should be STUDENT/ASSIGNMENT/EXERCISE.ipynb, as in ada/05_fusion/05a_distance.ipynb")
 
 
 def table(lines):
@@ -471,18 +480,19 @@ def kill_rate(exercise, seconds=10):
 # ---------------------------------------------------------------- student copies
 
 def _keep(release, kept, say=print):
-    "Copy what somebody has worked on in the folder of student copies to another one, before new copies replace it."
-    for exercise in sources():
-        path = release/exercise.assignment/f"{exercise.name}.ipynb"
-        if not path.is_file(): continue
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            mine, fresh = ({c.id: c.source.strip() for c in e.cells if c.kind in ("solution", "answer")} for e in (load(path), student_copy(exercise)))
-            if all(c.source.strip() in (fresh[c.id], "YOUR ANSWER HERE") for c in load(path).cells if c.id in fresh) and mine.keys() == fresh.keys(): continue
-        place = kept/exercise.assignment
+    "Copy what somebody has put into the folder of student copies to another one, before new copies replace it."
+    fresh = {f"{e.assignment}/{e.name}.ipynb": [c.source.strip() for c in student_copy(e).cells if c.kind != "answer"] for e in sources()}
+    for path in sorted(p for folder in {name.split("/")[0] for name in fresh} for p in (release/folder).rglob("*") if p.is_file()):
+        name = path.relative_to(release).as_posix()
+        if path.name == "check.py" or {"__pycache__", ".ipynb_checkpoints"} & set(path.parts): continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            mine = load(path).cells
+            if [c.source.strip() for c in mine if c.kind != "answer"] == fresh.get(name) and all(c.source.strip() == "YOUR ANSWER HERE" for c in mine if c.kind == "answer"): continue
+        place = (kept/name).parent
         place.mkdir(parents=True, exist_ok=True)
-        copy_ = next(p for k in range(1, 10**6) if not (p := place/f"{exercise.name}-{k}.ipynb").exists())
+        copy_ = next(p for k in range(1, 10**6) if not (p := place/f"{path.stem}-{k}{path.suffix}").exists())
         copy_.write_bytes(path.read_bytes())
-        say(f"{path.name} was worked on: kept as {copy_}")
+        say(f"{name} was worked on: kept as {kept.name}/{copy_.relative_to(kept).as_posix()}")
 
 
 def build(names=(), say=print):
@@ -493,7 +503,8 @@ def build(names=(), say=print):
         done = subprocess.run([sys.executable, "-m", "nbgrader", "generate_assignment", folder.name, "--force", "--create"], cwd=FOLDER, env=env, capture_output=True, text=True)
         if done.returncode: sys.exit(f"{folder.name}: nbgrader failed\n{done.stderr[-3000:]}")
         (RELEASE/folder.name/"check.py").write_bytes((FOLDER/"check.py").read_bytes())
-        say(f"{RELEASE.relative_to(notebooks.ROOT)/folder.name}: {len(list((RELEASE/folder.name).glob('*.ipynb')))} exercises")
+        number = len(list((RELEASE/folder.name).glob("*.ipynb")))
+        say(f"{RELEASE.relative_to(notebooks.ROOT)/folder.name}: {number} exercise{'s'*(number != 1)}")
 
 
 def main():
@@ -504,7 +515,7 @@ def main():
     grade = commands.add_parser("grade")
     grade.add_argument("folder", type=Path)
     grade.add_argument("--out", type=Path, help="csv file; default FOLDER/marks.csv")
-    grade.add_argument("--seed", type=int, default=int(os.environ["MULTISCENE_GRADE_SEED"]) if "MULTISCENE_GRADE_SEED" in os.environ else None, help="of the hidden checks; default: drawn, and printed")
+    grade.add_argument("--seed", type=int, help="of the hidden checks; default: MULTISCENE_GRADE_SEED, else drawn, and printed")
     grade.add_argument("--seconds", type=int, default=SECONDS, help="for one notebook")
     commands.add_parser("list")
     args = parser.parse_args()
@@ -513,7 +524,9 @@ def main():
         for e in sources(): print(f"{e.name:<28} {e.points:g} points  {e.title}")
     else:
         if not args.folder.is_dir(): sys.exit(f"no such folder: {args.folder}; it holds one folder a student")
-        grade_folder(args.folder, args.out, args.seed, seconds=args.seconds)
+        told = os.environ.get("MULTISCENE_GRADE_SEED", "")
+        if args.seed is None and told and not told.isdecimal(): sys.exit(f"MULTISCENE_GRADE_SEED should be a whole number, not {told!r}")
+        grade_folder(args.folder, args.out, int(told) if args.seed is None and told else args.seed, seconds=args.seconds)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def obstacles():
     elif dates[version] == "unreleased": yield f"CHANGELOG.md: put the date in place of 'unreleased' behind {version}"
     if badges.tag(cfg) in _git("tag").split(): yield f"the tag {badges.tag(cfg)} is there already: raise the version in settings.ini, then make export"
     if _git("branch", "--show-current") != cfg["branch"]: yield f"this is not the branch {cfg['branch']}"
-    if _git("status", "--porcelain"): yield "there are changes that are not committed"
+    if changed := _git("status", "--porcelain"): yield f"not committed: {', '.join(line[3:].strip() for line in changed.splitlines()[:5])}{' …'*(changed.count(chr(10)) > 4)}"
     behind = badges.write(check=True) + pages.write(check=True)
     behind += [name for name, ok in (("README.md", readme.README.read_text(encoding="utf-8") == readme.render()), ("_quarto.yml", site.write_sidebar(check=True)),
                                      ("CITATION.cff", CITATION.read_text(encoding="utf-8") == citation())) if not ok]

@@ -10,7 +10,7 @@ Tags stand in a cell's metadata (in JupyterLab: the gears at the right). A cell 
     slide-more   it goes on the slide before it
     slide-brief  beside one of these: of each paragraph and list item the first sentence (two if it is short or a question), and the
                  last one where a formula, a list, a table or a diagram follows; a paragraph in parentheses is left out
-    slide-code   beside one of these: the source is shown too, not only what the cell has put out
+    slide-code   beside one of these: the source is shown too, not only what the cell has put out (and it must have put something out)
 
 A heading begins a slide and is its title; with less than 25 words and nothing else under it, it gets none. A cell without a
 heading takes the one above it. What is too long for one slide goes on

@@ -40,8 +40,20 @@ def tidy(nb):
     return nb
 
 
+def bare(nb):
+    "An exercise's source without outputs, which would give the answer away; changed in place."
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "code": cell["outputs"], cell["execution_count"] = [], None
+    nb["metadata"] = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    return nb
+
+
 def main():
     "Tidy every notebook that needs it."
+    for path in sorted((notebooks.ROOT/"exercises"/"source").glob("*/*.ipynb")):
+        old = path.read_text(encoding="utf-8")
+        new = json.dumps(bare(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if new != old: path.write_text(new, encoding="utf-8", newline="\n")
     for path in notebooks.paths():
         old = path.read_text(encoding="utf-8")
         new = json.dumps(tidy(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
