@@ -14,6 +14,7 @@ _asarray, _isnan, _isfinite, _abs, _max, _argmax, _unravel, _where, _quiet = (
     np.asarray, np.isnan, np.isfinite, np.abs, np.max, np.argmax, np.unravel_index, np.where, np.errstate)
 _detach, _cpu, _numpy = torch.Tensor.detach, torch.Tensor.cpu, torch.Tensor.numpy
 _rng, _generator, _Tensor, _Size, _ndarray, _scalar = np.random.default_rng, torch.Generator, torch.Tensor, torch.Size, np.ndarray, np.generic
+_tuple, _list, _dim, _ndim, _COUNTS = tuple, list, torch.Tensor.dim, np.ndim, "none one two three four five six seven eight nine ten".split()
 _PLAIN = (bool, int, float, complex, str, bytes, range, type(None))
 _seed = int(os.environ.get("MULTISCENE_GRADE_SEED", "0"))
 
@@ -64,6 +65,20 @@ def equal(found, wanted, what, hint=""):
     raise Wrong(_with(f"{what}: {len(off)} of {_entries(len(pairs))} {'is' if len(off) == 1 else 'are'} wrong: {'; '.join(off[:3] + more)}.", hint))
 
 
+def several(found, names):
+    """The results of a function that returns several, as a tuple; names is a text such as "W, b, x, a".
+
+    A list will do, and so will one row of numbers in an array: both hold as many values as are wanted.
+    """
+    wanted = names.split(", ")
+    row = isinstance(found, (_Tensor, _ndarray)) and (_dim(found) if isinstance(found, _Tensor) else _ndim(found)) == 1
+    if (row or isinstance(found, (_tuple, _list))) and len(found) == len(wanted): return _tuple(found)
+    if isinstance(found, (_tuple, _list)): got = _count(len(found))
+    elif found is None: got = "None: does the function return its results?"
+    else: got = f"one {'tensor' if isinstance(found, _Tensor) else 'array' if isinstance(found, _ndarray) else type(found).__name__}"
+    raise Wrong(f"the function should return {_count(len(wanted))} values, {names}; got {got}")
+
+
 def refuses(call, kinds, words):
     "The call raises one of the kinds of error."
     try: call()
@@ -93,6 +108,9 @@ def _with(words, hint): return f"{words} {hint}".strip()
 
 
 def _entries(n): return f"{n} entry" if n == 1 else f"{n} entries"
+
+
+def _count(n): return _COUNTS[n] if n < len(_COUNTS) else str(n)
 
 
 def _array(x, what):
