@@ -527,3 +527,6 @@ def test_checks_answer_in_words():
     assert words(check.refuses, lambda: 1/0, ValueError, "k.") == "k. It raised ZeroDivisionError instead: division by zero"
     assert words(check.refuses, lambda: int("x"), (TypeError, ValueError), "k.") == ""
     assert words(check.true, torch.tensor(False), "it is not so") == "it is not so"
+    assert check.several([1, 2], "a, b") == (1, 2)
+    assert words(check.several, (1, 2, 3), "W, b, x, a") == "the function should return four values, W, b, x, a; got three"
+    assert words(check.several, torch.ones(2, 2), "a, b").endswith("got one tensor") and words(check.several, None, "a, b") != ""
