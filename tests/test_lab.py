@@ -163,7 +163,7 @@ WELL = [], True
 def test_make_lab_opens_the_home_page_and_its_links(lab, tab):
     tab.goto(lab.opened)
     home = in_front(tab, "index.ipynb")
-    assert home.get_by_role("heading", level=1).inner_text().startswith(notebooks.title(notebooks.NBS/"index.ipynb"))
+    assert home.get_by_role("heading", level=1).inner_text().startswith(notebooks.head(notebooks.NBS/"index.ipynb")[0])
     keep(tab, "home")
     home.locator("a[href*='05_fusion.ipynb']").first.click()
     in_front(tab, "05_fusion.ipynb")

@@ -25,7 +25,7 @@ def read(folder): return {p.name: p.read_text(encoding="utf-8") for p in folder.
 def test_links_lead_to_what_is_there(built):
     pages = read(built[0])
     ids = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in pages.items()}
-    names = {preview.html_name(name) for _, names in preview.order() for name in names}
+    names = {notebooks.html_name(name) for _, names in preview.order() for name in names}
     checked = 0
     for name, text in pages.items():
         for to in re.findall(r'<a [^>]*?href="([^"]+)"', text):
@@ -110,4 +110,4 @@ def test_formulas_and_diagrams_are_drawn_and_a_phone_is_wide_enough(built):
 
 def test_every_page_of_the_sidebar_has_a_title():
     for _, names in preview.order():
-        for name in names: assert preview.page_title(notebooks.NBS/name).strip() and Path(name).suffix in {".ipynb", ".md", ".qmd"}
+        for name in names: assert notebooks.head(notebooks.NBS/name)[0].strip() and Path(name).suffix in {".ipynb", ".md", ".qmd"}

@@ -31,7 +31,7 @@ class Page:
     "A processed page: its Markdown in pieces (where, text), its cells, its front matter."
     def __init__(self, name, cells, head):
         self.name, self.cells, self.head = name, cells, head
-        self.html = head.get("output-file") or preview.html_name(name)
+        self.html = head.get("output-file") or notebooks.html_name(name)
         self.pieces = []
         for i, cell in enumerate(cells):
             if cell["cell_type"] == "markdown": self.pieces.append((f"{name}, cell {i}", cell["source"]))

@@ -7,7 +7,6 @@ Links are pinned to the tag of the version in settings.ini: a reader of version 
 holds by then. They are words, not pictures: a picture would be loaded from another host at each view.
 """
 import argparse
-import json
 import re
 import shlex
 import sys
@@ -63,14 +62,8 @@ def mark(nb, name, cfg):
 
 def write(check=False, paths=None):
     "Bring all notebooks in step; return the names of those that were not."
-    behind, cfg = [], notebooks.settings()
-    for path in paths or notebooks.paths():
-        old = path.read_text(encoding="utf-8")
-        new = json.dumps(mark(json.loads(old), path.stem, cfg), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if new == old: continue
-        behind.append(path.name)
-        if not check: path.write_text(new, encoding="utf-8", newline="\n")
-    return behind
+    cfg = notebooks.settings()
+    return [path.name for path in paths or notebooks.paths() if notebooks.rewrite(path, lambda nb: mark(nb, path.stem, cfg), check)]
 
 
 def main():

@@ -25,10 +25,12 @@ def read(path):
     return nb
 
 
-def title(path):
-    "The text of the first heading."
-    first = read(path)["cells"][0]["source"]
-    return first.splitlines()[0].removeprefix("# ").strip()
+def rewrite(path, change, check=False):
+    "Change a notebook's file as nbdev_clean would write it; return whether it was in another state. With `check` nothing is written."
+    old = path.read_text(encoding="utf-8")
+    new = json.dumps(change(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    if new != old and not check: path.write_text(new, encoding="utf-8", newline="\n")
+    return new != old
 
 
 def head(path):
@@ -38,6 +40,12 @@ def head(path):
         return first[0].removeprefix("# ").strip(), next(line[2:].strip() for line in first if line.startswith("> "))
     text = Path(path).read_text(encoding="utf-8")
     return tuple(re.search(rf'^{key}: "(.*)"$', text, flags=re.MULTILINE)[1] for key in ("title", "description"))
+
+
+def html_name(name):
+    "The site's name for a page: nbdev leaves out the number."
+    stem = Path(name).stem
+    return (re.sub(r"^\d+[a-zA-Z]?_", "", stem) if name.endswith(".ipynb") else stem) + ".html"
 
 
 def settings():

@@ -342,23 +342,12 @@ def order():
     return found
 
 
-def page_title(path):
-    "A source page's title."
-    return notebooks.title(path) if path.suffix == ".ipynb" else str(front_matter(path.read_text(encoding="utf-8"))[0].get("title", path.stem))
-
-
-def html_name(name):
-    "The site's name for a page: nbdev leaves out the number."
-    stem = Path(name).stem
-    return (re.sub(r"^\d+[a-zA-Z]?_", "", stem) if name.endswith(".ipynb") else stem) + ".html"
-
-
 def retarget(url, cfg=None):
     "A link as the preview needs it: pages by their .html names, the site's own address taken off."
     cfg = cfg or notebooks.settings()
     url = url.removeprefix(f"{cfg['doc_host']}{cfg['doc_baseurl']}/")
     path, hash_, anchor = url.partition("#")
-    if re.fullmatch(r"[\w./-]+\.(ipynb|md|qmd)", path) and "/" not in path.removeprefix("./"): path = html_name(path.removeprefix("./"))
+    if re.fullmatch(r"[\w./-]+\.(ipynb|md|qmd)", path) and "/" not in path.removeprefix("./"): path = notebooks.html_name(path.removeprefix("./"))
     return path + hash_ + anchor
 
 
@@ -470,9 +459,9 @@ def navigation(here, there):
         lines.append("<ul>")
         for name in names:
             number = re.match(r"\d+", name)
-            text = html.escape(f"{number[0]} {page_title(notebooks.NBS/name)}" if number else page_title(notebooks.NBS/name))
+            text = html.escape(f"{number[0]} {notebooks.head(notebooks.NBS/name)[0]}" if number else notebooks.head(notebooks.NBS/name)[0])
             current = ' aria-current="page"' if name == here else ""
-            lines.append(f'<li><a href="{html_name(name)}"{current}>{text}</a></li>' if name in there else f"<li><span>{text}</span></li>")
+            lines.append(f'<li><a href="{notebooks.html_name(name)}"{current}>{text}</a></li>' if name in there else f"<li><span>{text}</span></li>")
         lines.append("</ul>")
     return "\n".join(lines)
 
@@ -492,17 +481,17 @@ def build(names=None, out=PREVIEW):
     with tempfile.TemporaryDirectory() as temp:
         proc = process(Path(temp)/"project", None if names is None else {Path(n).stem for n in wanted})
         shutil.copytree(proc/"images", out/"images", dirs_exist_ok=True)
-        there = {name for name in pages if name in wanted or (out/html_name(name)).exists()}
+        there = {name for name in pages if name in wanted or (out/notebooks.html_name(name)).exists()}
         for name in wanted:
             page = Page(proc/name, entries, lambda url: retarget(url, cfg))
             body, at = page.html(), pages.index(name) if name in pages else len(pages) + 1
-            turn = [f'<a rel="{rel}" href="{html_name(pages[i])}">{html.escape(arrow.format(page_title(notebooks.NBS/pages[i])))}</a>'
+            turn = [f'<a rel="{rel}" href="{notebooks.html_name(pages[i])}">{html.escape(arrow.format(notebooks.head(notebooks.NBS/pages[i])[0]))}</a>'
                     if 0 <= i < len(pages) and pages[i] in there else "<span></span>" for rel, i, arrow in (("prev", at - 1, "← {}"), ("next", at + 1, "{} →"))]
             scripts = "" if missing else _KATEX * ("$" in body) + _MERMAID * ('class="mermaid"' in body)
-            (out/html_name(name)).write_text(_TEMPLATE.format(
+            (out/notebooks.html_name(name)).write_text(_TEMPLATE.format(
                 title=html.escape(str(page.head.get("title", name))), site=html.escape(cfg["title"]), nav=navigation(name, there), body=body, turn="".join(turn),
                 scripts=scripts), encoding="utf-8", newline="\n")
-            written.append(html_name(name))
+            written.append(notebooks.html_name(name))
     return written, missing
 
 

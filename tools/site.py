@@ -134,8 +134,7 @@ def llms(cfg=None):
         lines += ["", f"## {heading}", ""]
         for name in names:
             title, purpose = notebooks.head(notebooks.NBS/name)
-            stem = re.sub(r"^\d+[a-zA-Z]?_", "", Path(name).stem) if name.endswith(".ipynb") else Path(name).stem
-            lines.append(f"- [{title}]({home}/{stem}.html): {purpose}")
+            lines.append(f"- [{title}]({home}/{notebooks.html_name(name)}): {purpose}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,6 @@
   another host and JupyterLab with an empty box, and its state beside the cells. All outputs of its cell go: what it
   drew stands beside it twice. A still picture is stored by a cell of its own.
 """
-import json
 import re
 
 from tools import notebooks
@@ -50,14 +49,8 @@ def bare(nb):
 
 def main():
     "Tidy every notebook that needs it."
-    for path in sorted((notebooks.ROOT/"exercises"/"source").glob("*/*.ipynb")):
-        old = path.read_text(encoding="utf-8")
-        new = json.dumps(bare(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if new != old: path.write_text(new, encoding="utf-8", newline="\n")
-    for path in notebooks.paths():
-        old = path.read_text(encoding="utf-8")
-        new = json.dumps(tidy(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if new != old: path.write_text(new, encoding="utf-8", newline="\n")
+    for path in sorted((notebooks.ROOT/"exercises"/"source").glob("*/*.ipynb")): notebooks.rewrite(path, bare)
+    for path in notebooks.paths(): notebooks.rewrite(path, tidy)
 
 
 if __name__ == "__main__":
