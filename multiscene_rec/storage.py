@@ -1,0 +1,344 @@
+"""Everything the package keeps on disk: JSON beside safetensors, whole or not at all. Written by hand; it teaches nothing.
+
+A record called `model` is two files: `model.json` says what it is, `model.safetensors` holds its numbers. Neither can run
+code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit or a file of another record is an
+error that names the file. A new record replaces an old one in one step: its numbers are written beside the old ones first,
+and what counts is the JSON, which is renamed into place.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+__all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame", "unpack_frame",
+           "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "foreign_file", "replaced_folder"]
+
+_PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
+
+
+# One file
+
+def write_whole(
+    path: str | Path, # The file to write; its folder exists
+    content: bytes, # All of it
+) -> None:
+    """Write a file whole or not at all: beside its place first, then renamed.
+
+    Raises: `OSError` naming the file if the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        raise OSError(e.errno, f"{e.strerror}: free space or name another folder; the file that was there before is untouched",
+                      str(path)) from e
+    finally:
+        with contextlib.suppress(OSError): part.unlink(missing_ok=True)
+
+
+def read_whole(
+    path: str | Path, # The file to read
+    writer: str, # Who writes such files, for the error message, such as Recommender.save
+) -> bytes: # All of it
+    """Read a file of data; a file that could run code is refused unopened.
+
+    Raises: `FileNotFoundError` if it is not there; `ValueError` if it is a pickle, with or without the zip file that
+    `torch.save` puts around it.
+    """
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
+    with open(path, "rb") as f: head = f.read(16)
+    numbers = head[6:9] == b"\0\0{" # safetensors: a length of 8 bytes, far below 2^48, then JSON
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05" and not numbers or head[:4] == b"PK\x03\x04":
+        raise ValueError(f"{path} is a pickle or a zip file, which can run code when opened, so it is not read: save again with {writer}")
+    return path.read_bytes()
+
+
+def checksum(
+    known: dict, # Plain data; an entry called checksum is left out
+) -> str: # 64 hexadecimal digits
+    """SHA-256 of plain data as JSON, spaces and line ends aside. The order of the entries counts: it can be the order of columns.
+
+    Raises: `ValueError` for a number that is not finite, which JSON does not have.
+    """
+    plain = {k: v for k, v in known.items() if k != "checksum"}
+    return hashlib.sha256(json.dumps(plain, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+# One record
+
+def _plain(tensors): # On the CPU, contiguous, none sharing memory with another
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+def check_finite(
+    tensors: dict, # Name: tensor, learned numbers
+    what: str, # Whose they are, for the error message
+) -> None:
+    """Refuse learned numbers that are not: a model with NaN in it is not worth keeping. Raises: `ValueError` naming the tensor."""
+    for name, x in tensors.items():
+        if x.is_floating_point() and not x.isfinite().all():
+            raise ValueError(f"{what}: tensor {name!r} is not finite, it holds nan or infinity; train again, with a smaller lr")
+
+def _document(about, content): # What the JSON says
+    if type(about.get("format")) is not int: raise ValueError("a record's about needs format, a whole number")
+    known = about | dict(sha256=hashlib.sha256(content).hexdigest())
+    return known | dict(checksum=checksum(known))
+
+def record_checksum(
+    about: dict, # As for write_record
+    tensors: dict, # As for write_record
+) -> str: # 64 hexadecimal digits
+    """The checksum that `write_record` would give this record: by it other records name the one they belong to."""
+    return _document(about, to_bytes(_plain(tensors)))["checksum"]
+
+
+def write_record(
+    folder: str | Path, # Made if it is not there
+    name: str, # The record's name: name.json and name.safetensors
+    about: dict, # Plain data for JSON; format, a whole number, is among it
+    tensors: dict, # Name: tensor
+) -> str: # The record's checksum
+    """Keep plain data and tensors as one record, whole or not at all: whatever interrupts it, the old record or the new one is there.
+
+    Raises: `ValueError` for a number in `about` that is not finite, `TypeError` for data that JSON does not know, `OSError` naming the
+    file if the disk is full.
+    """
+    folder, tensors = Path(folder), _plain(tensors)
+    content = to_bytes(tensors)
+    known = _document(about, content)
+    text = json.dumps(known, indent=1, ensure_ascii=False, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder/f"{name}.next.safetensors", content)
+    write_whole(folder/f"{name}.json", text.encode())
+    os.replace(folder/f"{name}.next.safetensors", folder/f"{name}.safetensors")
+    return known["checksum"]
+
+
+def _parsed(path, writer, format): # What the JSON says, of this format and unchanged
+    content = read_whole(path, writer)
+    try:
+        about = json.loads(content.decode())
+        own = checksum(about) if isinstance(about, dict) else None
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}; copy it again, or save again with {writer}") from None
+    found = about.get("format") if isinstance(about, dict) else None
+    if type(found) is not int or found != format:
+        shown = found if type(found) is int and abs(found) < 10**6 else "unknown"
+        raise ValueError(f"{path} has format {shown}, this version reads {format}: save again with {writer}")
+    if about.get("checksum") != own or not isinstance(about.get("sha256"), str):
+        raise ValueError(f"{path} is damaged or was edited: its own checksum differs; copy it again, or save again with {writer}")
+    return about
+
+def _numbers_of(folder, name, sha256, writer): # The file of numbers that the JSON means; between two renames it has its first name still
+    for path in (folder/f"{name}.safetensors", folder/f"{name}.next.safetensors"):
+        if path.is_file():
+            content = read_whole(path, writer)
+            if hashlib.sha256(content).hexdigest() == sha256: return path, content
+    path = folder/f"{name}.safetensors"
+    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
+    raise ValueError(f"{path} is damaged, or is not the partner of the {name}.json beside it: its checksum differs; "
+                     f"copy both again, or save again with {writer}")
+
+
+def read_record(
+    folder: str | Path, # The folder that write_record wrote into
+    name: str, # The record's name
+    writer: str, # Who writes such records, for the error messages, such as Recommender.save
+    format: int, # The format that the caller reads
+) -> tuple[dict, dict]: # What was said about it, its checksum among that; name: tensor
+    """Read a record back; nothing is used before both files have been held against their checksums.
+
+    Raises: `FileNotFoundError` for a file that is missing; `ValueError` naming the file that is damaged, edited, a pickle, of
+    another format, or not the partner of the other.
+    """
+    folder, last = Path(folder), None
+    _refuse_pickles(folder, name, writer)
+    for _ in range(2): # a writer may have put a new record in place between the two reads
+        about = _parsed(folder/f"{name}.json", writer, format)
+        try: path, content = _numbers_of(folder, name, about["sha256"], writer)
+        except (ValueError, FileNotFoundError) as e: last = e
+        else: break
+    else: raise last
+    try: tensors = from_bytes(content)
+    except SafetensorError as e: raise ValueError(f"{path} is damaged: {e}") from None
+    return {k: v for k, v in about.items() if k not in ("sha256", "format")}, tensors
+
+def _refuse_pickles(folder, name, writer): # Models of other programs are often pickles: say so, instead of asking for a file that nobody wrote
+    if (folder/f"{name}.json").is_file() or not folder.is_dir(): return
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if found: raise ValueError(f"{folder/found[0]} is a pickle by its name, which can run code when opened, so it is not read: save again with {writer}")
+
+
+def header(
+    path: str | Path, # A safetensors file
+) -> dict: # Name: shape of each tensor
+    """The shapes in a safetensors file, without reading a number; its header has been held against the file's size.
+
+    Raises: `ValueError` naming the file if it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as f: return {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+    except (SafetensorError, OSError) as e: raise ValueError(f"{path} is damaged: {e}") from None
+
+
+def build_from(
+    path: str | Path, # The record, folder/name, for the error messages
+    make, # Without arguments: a fresh module as the record describes it
+    tensors: dict, # Name: tensor, as read_record gave them
+): # The module with these tensors, in their precision
+    """Build a module from a record: first on the meta device, where it costs no memory, to hold its shapes against the tensors.
+
+    Raises: `ValueError` naming the record if its description is wrong or its tensors are of another module.
+    """
+    try:
+        with torch.device("meta"): wanted = {k: tuple(v.shape) for k, v in make().state_dict().items()}
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as e:
+        raise ValueError(f"{path}.json does not describe a model: {e}") from None
+    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    if found != wanted:
+        differ = sorted(k for k in wanted.keys() | found if wanted.get(k) != found.get(k))
+        raise ValueError(f"{path}.safetensors does not fit the model that {path}.json describes: {', '.join(differ[:5])}")
+    with torch.random.fork_rng(devices=[]): module = make()
+    kinds = {v.dtype for v in tensors.values() if v.is_floating_point()}
+    if len(kinds) == 1: module.to(kinds.pop())
+    module.load_state_dict(tensors)
+    return module
+
+
+# A table as tensors
+
+def pack_frame(
+    frame: pd.DataFrame, # Columns of numbers, or of words or other ids
+    name: str, # Of the frame, for the names of its tensors
+    tensors: dict, # The tensors are added here
+) -> list: # What unpack_frame must know, as plain data
+    """Turn the columns of a frame into tensors: numbers as they are, words as positions in a list of words.
+
+    Raises: `ValueError` naming a column of another kind.
+    """
+    columns = []
+    for k, c in enumerate(frame.columns):
+        x, kind, words = frame[c], frame[c].dtype.kind if isinstance(frame[c].dtype, np.dtype) else "", None
+        if kind in ("i", "u", "f", "b"): values = x.to_numpy(copy=True)
+        else:
+            values, words = pd.factorize(x)
+            words = np.asarray(words, dtype=object).tolist()
+            if not all(isinstance(w, (str, int, float, bool, np.integer)) for w in words):
+                raise ValueError(f"column {c!r} of {name} cannot be stored: it holds {type(words[0]).__name__}, not numbers or text; convert it with .astype(str)")
+            words = [int(w) if isinstance(w, np.integer) else w for w in words]
+        tensors[f"{name}.{k}"] = torch.from_numpy(np.ascontiguousarray(values))
+        columns.append(dict(name=c, words=words))
+    return columns
+
+
+def unpack_frame(
+    columns: list, # What pack_frame returned
+    name: str, # Of the frame
+    tensors: dict, # Name: tensor
+) -> pd.DataFrame: # The same values; words as Python objects, None where missing
+    """The way back from `pack_frame`. Raises: `ValueError` naming a column that does not fit its tensor."""
+    frame = {}
+    for k, c in enumerate(columns):
+        x = tensors[f"{name}.{k}"].numpy()
+        if c["words"] is not None:
+            if len(x) and not -1 <= x.min() <= x.max() < len(c["words"]): raise ValueError(f"column {c['name']!r} of {name} names words that are not there")
+            x = pd.Series(np.array([*c["words"], None], dtype=object)[x], dtype=object)
+        frame[c["name"]] = x
+    return pd.DataFrame(frame)
+
+
+# Folders
+
+@contextlib.contextmanager
+def sole_writer(
+    folder: str | Path, # The folder to hold; made if it is not there
+):
+    """Hold a folder while a `with` block runs, so that no second run writes into it; leftovers of a killed one are cleared away.
+
+    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if it cannot be made or written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder/".lock")
+    try: lock.acquire(timeout=0)
+    except Timeout: raise BlockingIOError(f"another run is writing into {folder}: wait until it ends, or name another folder") from None
+    try:
+        for left in folder.glob("*.part"):
+            if re.search(r"\.\d+\.part$", left.name): left.unlink(missing_ok=True)
+        yield folder
+    finally: lock.release()
+
+
+_LITTER = {".DS_Store", "Thumbs.db", ".ipynb_checkpoints"}
+
+def _beside(out): # Where a folder is made before it takes its place
+    return out.parent/f".{out.name}.work"
+
+def settle(
+    out: str | Path, # A folder that replaced_folder writes
+) -> Path: # The same, links followed
+    """If a swap was cut off between its two renames, put the old folder back."""
+    out = Path(os.path.realpath(out))
+    old = _beside(out)/"old"
+    if old.is_dir() and not out.exists(): os.replace(old, out)
+    return out
+
+def foreign_file(
+    out: str | Path, # A folder
+    mark: str, # The file that says it is ours, such as run.json
+    names: tuple, # What we write into such a folder
+) -> str | None: # The first entry that is not ours; None if the folder is absent, empty or all ours
+    """What would be lost if the folder were replaced."""
+    if not Path(out).is_dir(): return None
+    there = sorted(p.name for p in Path(out).iterdir() if p.name not in _LITTER)
+    ours = {mark, *names} if mark in there else set()
+    return next((name for name in there if name not in ours), None)
+
+@contextlib.contextmanager
+def replaced_folder(
+    out: str | Path, # The folder that will hold the result; what it holds now stays until the end
+):
+    """Make a folder beside its place and swap it in whole, at the end of a `with` block; an error on the way leaves the old one.
+
+    The block gets the folder to work in. What it puts into `run` takes the place of `out`; what else it puts there, such as a
+    checkpoint, is kept if the block fails, and removed when it succeeds.
+
+    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if nothing can be written beside it.
+    """
+    out = settle(out)
+    work = _beside(out)
+    with contextlib.ExitStack() as stack:
+        try: stack.enter_context(sole_writer(work))
+        except BlockingIOError: raise BlockingIOError(f"another run is writing into {out}: wait until it ends, or name another folder") from None
+        except OSError as e:
+            raise OSError(e.errno, f"{e.strerror}: {out.name} is made beside its place first, and nothing can be written there; name a folder "
+                          "inside one that you can write to", str(out.parent)) from e
+        shutil.rmtree(work/"run", ignore_errors=True)
+        shutil.rmtree(work/"old", ignore_errors=True)
+        (work/"run").mkdir()
+        try: yield work
+        except BaseException:
+            shutil.rmtree(work/"run", ignore_errors=True)
+            empty = {p.name for p in work.iterdir()} <= {".lock"}
+            stack.close()
+            if empty: shutil.rmtree(work, ignore_errors=True)
+            raise
+        if out.exists(): os.replace(out, work/"old")
+        os.replace(work/"run", out)
+        stack.close()
+    shutil.rmtree(work, ignore_errors=True)
