@@ -29,6 +29,8 @@ _MODULES = {
     "coupons": (),
     "cli": (),
 }
+# Name of a model of the package -> the module that defines it; `model.build` imports it when it is first asked for.
+_MODELS = {"interest": "model"}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ["__version__", *_MODULES, *_HOME]
