@@ -9,8 +9,11 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
-__all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame", "unpack_frame",
+__all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame", "unpack_frame", "write_results",
            "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "foreign_file", "replaced_folder"]
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
@@ -260,6 +263,22 @@ def unpack_frame(
             x = pd.Series(np.array([*c["words"], None], dtype=object)[x], dtype=object)
         frame[c["name"]] = x
     return pd.DataFrame(frame)
+
+
+def write_results(
+    path: str | Path, # A csv file, such as results/mall.csv
+    frame: pd.DataFrame, # The rows of a closing table, plain columns
+) -> pd.DataFrame: # The same with the columns commit, hardware and date
+    """Keep a closing table as data, with where and when it was computed; the site's pages are made from such files."""
+    def said(*command):
+        try: return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError): return ""
+    where = f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} thread(s)"
+    if torch.cuda.is_available(): where += f", {torch.cuda.get_device_name()}"
+    table = frame.assign(commit=said("git", "rev-parse", "--short", "HEAD") or "unknown", hardware=where, date=time.strftime("%Y-%m-%d"))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    return table
 
 
 # Folders
