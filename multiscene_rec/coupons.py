@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VENUES', 'LEVELS', 'CONTEXT', 'PERSON', 'CANDIDATES', 'FUSED', 'visits', 'visit_scale', 'made_up_coupons',
-           'venue_histories', 'visits_to_target', 'CouponEncoder', 'split_respondents', 'macro_auc', 'Candidate',
-           'average_probability', 'predict_candidate', 'run_split', 'choose_on_validation', 'corrected_se',
-           't_interval', 'paired_table', 'context_lists']
+           'venue_histories', 'visits_to_target', 'VenueVisits', 'VenueHistories', 'CouponEncoder', 'split_respondents',
+           'macro_auc', 'Candidate', 'average_probability', 'predict_candidate', 'run_split', 'choose_on_validation',
+           'corrected_se', 't_interval', 'paired_table', 'context_lists']
 
 # %% ../nbs/11_coupons.ipynb #a46e3977
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .checks import fitted
 from .core import check_shape, require, set_seed
-from .data import Batch
+from .data import Batch, Schema
 from .metrics import auc, log_loss, macro_average
 from .model import InterestModel
-from .preprocess import Spec, Vocabulary, group_split
-from .train import fit, predict
+from .preprocess import Categories, Feature, Labels, Part, Preprocessor, Spec, group_split
+from .train import KeepBest, fit, predict
 
 # %% ../nbs/11_coupons.ipynb #33b08534
 VENUES = {"Coffee House": "CoffeeHouse", "Restaurant(<20)": "RestaurantLessThan20", "Carry out & Take away": "CarryAway",
@@ -132,73 +133,91 @@ def visits_to_target(
     target = per_month[np.arange(n), kind]
     return np.stack([visit_scale(target), ~np.isnan(target)], 1)
 
-# %% ../nbs/11_coupons.ipynb #98cf0268
-class CouponEncoder:
-    """Turn coupon rows into a `Batch`: person, context and coupon as fields, visits to each kind of venue as histories."""
-    def __init__(self,
-        scenario: str = "coupon", # The column whose values are the scenarios
-        target_visits: bool = False, # Add to the dense columns the visits to the venue that this coupon is for
-        all_visits: bool = False, # Add to the dense columns the visits to all five kinds of venue
-    ):
-        self.scenario, self.target_visits, self.all_visits, self.spec = scenario, bool(target_visits), bool(all_visits), None
-
-    def fit(self,
-        train: pd.DataFrame, # Training rows, as from load_coupons
-    ) -> "CouponEncoder": # Itself
-        """Learn the words of every field from training rows. Raises: `ValueError` naming a column that is not there."""
-        columns = (*PERSON, *CONTEXT, "coupon")
-        _needs(train, (*columns, self.scenario, *VENUES.values(), "Y"))
-        self.words = {c: Vocabulary().fit(train[c]) for c in columns}
-        places = tuple(VENUES) if self.scenario == "coupon" else tuple(sorted(train[self.scenario].unique()))
-        self.spec = Spec(places, {c: len(v) for c, v in self.words.items()}, ("coupon", "expiration"),
-            *_dense_names(self.target_visits, self.all_visits), len(_HISTORY), _HISTORY)
-        return self
-
-    def transform(self,
-        frame: pd.DataFrame, # Rows, as from load_coupons; without a column Y the labels are 0
-    ) -> Batch: # One row a row
-        """Make a batch. Raises: `ValueError` before fit, and naming a column that is missing or a value that is unknown."""
-        if self.spec is None: raise ValueError("CouponEncoder is not fitted; call fit(train) first")
-        _needs(frame, (*self.words, self.scenario))
-        return _encode(self, frame)
-
 # %% ../nbs/11_coupons.ipynb #0829dcbf
-_HISTORY = (*(f"visits {band}" for band in LEVELS), "visits, log", *(f"at {venue}" for venue in VENUES))
+_SCHEMA = Schema(user="respondent", item="coupon", scenario="place", time="moment", label="Y",
+                 categorical=(*PERSON, *CONTEXT), numeric=(), item_columns=("expiration",))
+
+def _with_keys(frame, scenario): # A survey has no time, and its scenario is one of its columns
+    return frame.assign(place=frame[scenario], moment=0, respondent=frame["respondent"] if "respondent" in frame else 0)
 
 def _needs(frame, columns):
     if missing := [c for c in columns if c not in frame]:
         raise ValueError(f"column {missing[0]!r} is not there; give rows as load_coupons returns them")
 
-def _dense_names(target, every): # Names of all dense columns, and of those that describe the coupon
-    pair = lambda name: (f"{name}, log", f"{name} known")
-    own = pair("target visits") if target else ()
-    return own + tuple(name for venue in VENUES if every for name in pair(f"visits {venue}")), own
+# %% ../nbs/11_coupons.ipynb #75fb58da
+class VenueVisits(Part):
+    """Visits a month become columns of `dense`: pairs of their logarithm and whether the question was answered."""
+    def __init__(self,
+        target: bool = False, # To the venue that the coupon is for
+        every: bool = False, # To all five kinds of venue
+    ):
+        self.target, self.every = bool(target), bool(every)
+        pair = lambda name, of: (Feature(f"{name}, log", "number", 1, of), Feature(f"{name} known", "number", 1, of))
+        self.features = (pair("target visits", "item") if target else ()) + tuple(f for venue in VENUES if every for f in pair(f"visits {venue}", "user"))
 
-def _codes(frame, column, names): # Position of each value among the names
-    code = pd.Index(names).get_indexer(frame[column])
-    if (code < 0).any(): raise ValueError(f"column {column!r}: {frame[column].iloc[int((code < 0).argmax())]!r} is unknown; expected one of {', '.join(names)}")
-    return code
+    def transform(self, frame, context):
+        per_month, kind = visits(frame), pd.Index(tuple(VENUES)).get_indexer(frame["coupon"])
+        if self.target and (kind < 0).any(): raise ValueError(f"column 'coupon': {frame['coupon'].iloc[int((kind < 0).argmax())]!r} is unknown; expected one of {', '.join(VENUES)}")
+        parts = [np.zeros((len(frame), 0)), *([visits_to_target(per_month, kind)] if self.target else [])]
+        if self.every: parts += [visits_to_target(per_month, np.full(len(frame), k)) for k in range(len(VENUES))]
+        return {"dense": torch.from_numpy(np.concatenate(parts, 1).astype(np.float32))}, {}
 
-# %% ../nbs/11_coupons.ipynb #7d1f1bbb
-def _dense(encoder, frame, per_month): # (n, D): pairs (log of visits, answered or not)
-    parts = [np.zeros((len(frame), 0))]
-    if encoder.target_visits: parts.append(visits_to_target(per_month, _codes(frame, "coupon", tuple(VENUES))))
-    if encoder.all_visits: parts += [visits_to_target(per_month, np.full(len(frame), k)) for k in range(len(VENUES))]
-    return np.concatenate(parts, 1).astype(np.float32)
+    def state(self): return dict(target=self.target, every=self.every), {}
 
-def _tables(encoder, per_month): # Histories, each pattern of answers stored once; only coupon kinds have any
-    if encoder.scenario != "coupon":
-        S = len(encoder.spec.scenarios)
-        return np.zeros((1, S, len(_HISTORY)), np.float32), np.zeros((1, S), bool), np.zeros(len(per_month), np.int64)
-    pattern, row = np.unique(np.nan_to_num(per_month, nan=-1.), axis=0, return_inverse=True)
-    return *venue_histories(np.where(pattern < 0, np.nan, pattern)), row.reshape(-1)
+    @classmethod
+    def from_state(cls, about, tensors): return cls(**about)
 
-def _encode(encoder, frame):
-    per_month = visits(frame)
-    fields = np.stack([w.encode(frame[c]) for c, w in encoder.words.items()], 1) + np.array(encoder.spec.offsets)
-    label = frame["Y"].to_numpy(dtype=np.float32) if "Y" in frame else np.zeros(len(frame), np.float32)
-    parts = (fields, _dense(encoder, frame, per_month), _codes(frame, encoder.scenario, encoder.spec.scenarios), label, *_tables(encoder, per_month))
-    return Batch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+# %% ../nbs/11_coupons.ipynb #d6c78792
+class VenueHistories(Part):
+    """One history per kind of venue, each pattern of answers stored once; scenarios that are not kinds of venue have none."""
+    def __init__(self,
+        venues: bool = True, # Whether the scenarios are the kinds of venue
+    ):
+        names = (*(f"visits {band}" for band in LEVELS), "visits, log", *(f"at {venue}" for venue in VENUES))
+        self.venues, self.features = bool(venues), (Feature("history", "history", len(names), "user", names),)
+
+    def transform(self, frame, context):
+        if self.venues:
+            pattern, row = np.unique(np.nan_to_num(visits(frame), nan=-1.), axis=0, return_inverse=True)
+            table, present = venue_histories(np.where(pattern < 0, np.nan, pattern))
+        else:
+            S = len(context.scenarios)
+            table, present, row = np.zeros((1, S, self.features[0].size), np.float32), np.zeros((1, S), bool), np.zeros(len(frame), np.int64)
+        return {"history_row": torch.from_numpy(row.reshape(-1))}, {"history_table": torch.from_numpy(table), "present_table": torch.from_numpy(present)}
+
+    def state(self): return dict(venues=self.venues), {}
+
+    @classmethod
+    def from_state(cls, about, tensors): return cls(**about)
+
+# %% ../nbs/11_coupons.ipynb #98cf0268
+class CouponEncoder(Preprocessor):
+    """A preprocessor for coupon rows: person, context and coupon as fields, visits to each kind of venue as numbers and histories."""
+    query = ("coupon", "expiration")
+
+    def __init__(self,
+        scenario: str = "coupon", # The column whose values are the scenarios
+        target_visits: bool = False, # Add to the dense columns the visits to the venue that this coupon is for
+        all_visits: bool = False, # Add to the dense columns the visits to all five kinds of venue
+    ):
+        self.scenario, self.target_visits, self.all_visits = scenario, bool(target_visits), bool(all_visits)
+        if scenario == "coupon": self.scenario_order = tuple(VENUES)
+        super().__init__(_SCHEMA, (Categories(), VenueVisits(target_visits, all_visits), Labels(), VenueHistories(scenario == "coupon")))
+
+    def fit(self,
+        train: pd.DataFrame, # Training rows, as from load_coupons
+    ) -> "CouponEncoder": # Itself
+        """Learn the words of every field from training rows. Raises: `ValueError` naming a column that is not there."""
+        _needs(train, (*_SCHEMA.categorical, self.scenario, *VENUES.values(), "Y"))
+        return super().fit(_with_keys(train, self.scenario))
+
+    def transform(self,
+        frame: pd.DataFrame, # Rows, as from load_coupons; without a column Y there are no labels
+    ) -> Batch: # One row per row
+        """Make a batch. Raises: `ValueError` before fit, and naming a column that is missing or a value that is unknown."""
+        fitted(self.spec, "CouponEncoder")
+        _needs(frame, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario))
+        return super().transform(_with_keys(frame, self.scenario))
 
 # %% ../nbs/11_coupons.ipynb #50f582e3
 def split_respondents(
@@ -334,7 +353,7 @@ def predict_candidate(
     for seed in seeds:
         set_seed(seed)
         model = InterestModel(spec, candidate.fusion, candidate.per_scenario)
-        fit(model, train, valid, epochs=20, batch_size=512, lr=3e-3, patience=3, seed=seed, device=device, progress=False)
+        fit(model, train, valid, epochs=20, batch_size=512, lr=3e-3, seed=seed, device=device, callbacks=(KeepBest(patience=3),))
         votes.append([predict(model, part).numpy() for part in (valid, test)])
     return tuple(average_probability(part) for part in zip(*votes))
 

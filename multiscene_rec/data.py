@@ -8,6 +8,7 @@ __all__ = ['Schema', 'taste_correlation', 'scenario_loading', 'Mall', 'toy_mall'
 
 # %% ../nbs/02_data.ipynb #67448003
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,9 +20,10 @@ from torch.utils._pytree import MappingKey, register_pytree_node
 
 from .core import check_shape
 
-# %% ../nbs/02_data.ipynb #bfa88688
+# %% ../nbs/02_data.ipynb #8a586ca2
 _DEFAULT_ITEM_COLUMNS = ("category", "brand", "price", "quality")
 
+# %% ../nbs/02_data.ipynb #bfa88688
 @dataclass(frozen=True)
 class Schema:
     """Which column of a log means what; `Schema()` names the columns of the mall.
@@ -34,7 +36,7 @@ class Schema:
     item: str = "item_id" # Column: what was shown
     scenario: str = "scenario" # Column: where it was shown
     time: str = "timestamp" # Column: when; whole seconds
-    label: str | tuple[str, ...] = "clicked" # Column: the answer, 0 to 1; several columns for several tasks, the click first
+    label: str | tuple[str, ...] = "clicked" # Column: the answer, 0 to 1; or columns, the click first
     categorical: tuple[str, ...] = ("age_band", "city", "category", "brand") # Columns of events, users or items that name a kind
     numeric: tuple[str, ...] = ("price", "quality") # Columns of events, users or items that are a quantity
     item_columns: tuple[str, ...] = _DEFAULT_ITEM_COLUMNS # Those of the two above that describe the item
@@ -279,8 +281,10 @@ def toy_mall(
 def log_summary(
     log: pd.DataFrame, # A log with the columns that schema names
     schema: Schema = Schema(), # Which column means what
-) -> pd.DataFrame: # One row per scenario, and "all": rows, share, click_rate (and NAME_rate for further labels), users, items, rows_per_user, pairs_seen (share of all user-item pairs)
-    """What a log holds, scenario by scenario.
+) -> pd.DataFrame: # One row per scenario, and "all"
+    """What a log holds, scenario by scenario: rows, share, click_rate, users, items, rows_per_user, pairs_seen.
+
+    `pairs_seen` is a share of all pairs of a user and an item. A further label has a rate of its own.
 
     Raises: `ValueError` naming a column that the log lacks.
     """
@@ -288,8 +292,9 @@ def log_summary(
     if missing: raise ValueError(f"the log lacks column {', '.join(map(repr, missing))}; there are: {', '.join(map(str, log.columns))}")
     n_pairs = log[schema.user].nunique()*log[schema.item].nunique()
     def line(part): # one line of the table
-        users = part[schema.user].nunique()
-        return dict(rows=len(part), share=len(part)/len(log), click_rate=part[schema.labels[0]].mean(), **{f"{name}_rate": part[name].mean() for name in schema.labels[1:]}, users=users,
+        users, (click, *more) = part[schema.user].nunique(), schema.labels
+        return dict(rows=len(part), share=len(part)/len(log), click_rate=part[click].mean(),
+            **{f"{name}_rate": part[name].mean() for name in more}, users=users,
             items=part[schema.item].nunique(), rows_per_user=len(part)/max(users, 1),
             pairs_seen=len(part[[schema.user, schema.item]].drop_duplicates())/n_pairs)
     order = log[schema.scenario].value_counts().index
@@ -378,58 +383,76 @@ def _soil(events, seed): # The log with dirt, and where each piece of it lies
     return log, pd.DataFrame(dict(row=bad, kind=kind[bad], original=origin[bad]))
 
 # %% ../nbs/02_data.ipynb #ebbe3784
-_PARTS = { # name of a part that the course knows: its axes and its type; a model may bring parts of its own
+_PARTS = { # a part that the course knows: its axes and its type
     "fields": ("B F", torch.int64), "dense": ("B D", torch.float32),
     "scenario": ("B", torch.int64), "label": ("B *", torch.float32),
     "history_table": ("R S H", torch.float32), "present_table": ("R S", torch.bool),
     "history_row": ("B", torch.int64)}
 
+def _check_names(rows, tables): # A part is found by its name, so a name means one thing
+    if not rows: raise ValueError("Batch: give at least one part with an entry per row")
+    for name in (*rows, *tables):
+        if not isinstance(name, str): raise ValueError(f"Batch: parts have names, got {name!r}")
+        if name in rows and name in tables: raise ValueError(f"Batch.{name}: is among the rows and among the tables")
+        if name in ("rows", "tables") or hasattr(Batch, name):
+            raise ValueError(f"Batch.{name}: this name is the batch's own; give the part another")
+
 def _check_parts(rows, tables): # Kind, type, shape and device of every part; the sizes of the axes
-    sizes, first = {}, None
+    sizes, device = {}, None
     for name, x in (rows | tables).items():
         if not isinstance(x, torch.Tensor):
             raise ValueError(f"Batch.{name}: expected a tensor, got {type(x).__name__}; torch.as_tensor makes one")
-        if x.ndim < 1: raise ValueError(f"Batch.{name}: a part needs an axis of rows, got a scalar")
-        first = first or (name, x.device)
-        if x.device != first[1]: raise ValueError(f"Batch.{name}: is on {x.device}, {first[0]} is on {first[1]}; all parts live on one device")
-        axes, dtype = _PARTS.get(name, ("B *" if name in rows else "R *", x.dtype))
+        if x.ndim < 1: raise ValueError(f"Batch.{name}: expected an axis of rows, got a single number")
+        device = device or x.device
+        if x.device != device:
+            raise ValueError(f"Batch.{name}: is on {x.device}, others are on {device}; all parts live on one device")
+        axes, dtype = _PARTS.get(name, ("B *" if name in rows else "*", x.dtype))
         if x.dtype != dtype: raise ValueError(f"Batch.{name}: expected {dtype}, got {x.dtype}; convert it with .to({dtype})")
-        if name in tables and name not in _PARTS: continue
-        axes = axes.replace("*", " ".join(f"{name}_{k}" for k in range(x.ndim - 1)))
-        try: sizes |= check_shape(x, axes, **sizes)
-        except ValueError as e: raise ValueError(f"Batch.{name}: {e}") from None
+        sizes |= _check_axes(name, x, axes, sizes)
     return sizes
+
+# %% ../nbs/02_data.ipynb #5e54cfc5
+def _check_axes(name, x, axes, sizes): # A star stands for axes that are nobody else's
+    free = range(x.ndim - len(axes.replace("*", "").split()))
+    axes = axes.replace("*", " ".join(f"{name}_{k}" for k in free))
+    try: return check_shape(x, axes, **sizes)
+    except ValueError as e: raise ValueError(f"Batch.{name}: {e}") from None
 
 _BLOCK = 2**24 # Numbers looked at together: checks of a large table must not need its memory once more
 
-def _check_rows(name, x, rule, good): # The first row that breaks the rule is named; good says of rows which keep it
+def _check_rows(name, x, rule, good): # The first row that breaks the rule is named
     step = max(1, _BLOCK//max(1, x[:1].numel()))
     for start in range(0, len(x), step):
         ok = good(x[start:start + step])
+        if ok.ndim > 1: ok = ok.flatten(1).all(1)
         if not ok.all():
             row = start + (~ok).nonzero()[0, 0].item()
             raise ValueError(f"Batch.{name}: row {row} is {x[row].tolist()}, expected {rule}")
 
 # %% ../nbs/02_data.ipynb #12345909
-def _check_values(rows, tables, sizes): # Values that would index past a table, or make the loss undefined
-    parts = rows | tables
-    within = {"scenario": sizes.get("S"), "history_row": sizes.get("R")}
-    within |= {f"{name}_row": len(table) for name, table in tables.items() if f"{name}_row" in rows}
-    for name, end in within.items():
-        if name in rows and end is not None:
-            _check_rows(name, rows[name], f"0 to {end - 1}", lambda x, end=end: (x >= 0) & (x < end))
-    if "fields" in rows: _check_rows("fields", rows["fields"], "ids of 0 or more", lambda x: (x >= 0).all(1))
-    if "label" in rows: _check_rows("label", rows["label"], "numbers from 0 to 1", lambda x: ((x >= 0) & (x <= 1)).flatten(1).all(1) if x.ndim > 1 else (x >= 0) & (x <= 1))
-    for name, x in parts.items():
-        if name != "label" and x.is_floating_point():
-            _check_rows(name, x, "finite numbers; fill what is missing first", lambda x: x.isfinite().reshape(len(x), -1).all(1))
+def _within(name, rows, tables, sizes): # The numbers that a part may hold, if it points into something: 0 to ...
+    if name == "fields": return math.inf
+    if name == "scenario": return sizes.get("S", math.inf)
+    if name == "history_row": return sizes.get("R", math.inf)
+    return len(tables[name[:-4]]) if name.endswith("_row") and name[:-4] in tables else None
 
+def _check_values(rows, tables, sizes): # Values that would index past a table, or make the loss undefined
+    for name, x in (rows | tables).items():
+        end = _within(name, rows, tables, sizes)
+        if name == "label": _check_rows(name, x, "a number from 0 to 1", lambda x: (x >= 0) & (x <= 1))
+        elif x.is_floating_point():
+            _check_rows(name, x, "finite numbers; fill what is missing first", torch.isfinite)
+        elif end is not None and name in rows:
+            rule = "0 or more" if end == math.inf else f"0 to {end - 1}"
+            _check_rows(name, x, rule, lambda x: (x >= 0) & (x < end))
+
+# %% ../nbs/02_data.ipynb #f3317c3f
 def _as_index(rows, n): # What goes into brackets, checked: a slice or an index tensor
     if isinstance(rows, (int, np.integer)) and not isinstance(rows, bool):
         if not -n <= rows < n: raise IndexError(f"row {rows} of a batch of {n} rows")
         return slice(int(rows) % n, int(rows) % n + 1)
     if isinstance(rows, slice):
-        return torch.arange(*rows.indices(n)) if (rows.step or 1) < 0 else rows  # torch knows no negative step
+        return torch.arange(*rows.indices(n)) if (rows.step or 1) < 0 else rows # torch knows no negative step
     rows = torch.as_tensor(rows)
     if rows.ndim != 1: raise IndexError(f"rows are chosen by one axis, got shape {tuple(rows.shape)}")
     if rows.dtype == torch.bool:
@@ -437,26 +460,24 @@ def _as_index(rows, n): # What goes into brackets, checked: a slice or an index 
         return rows.nonzero()[:, 0]
     if len(rows) == 0: return rows.long()
     if rows.is_floating_point(): raise IndexError(f"rows are whole numbers or a bool mask, got {rows.dtype}")
-    if not (-n <= rows.min() and rows.max() < n): raise IndexError(f"rows {rows.min()} to {rows.max()} of a batch of {n} rows")
+    if not (-n <= rows.min() and rows.max() < n):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of a batch of {n} rows")
     return rows.long()
 
-# %% ../nbs/02_data.ipynb #73c1e838
 def _order(n, shuffle, seed, rank, world): # Which rows come when, for one of several processes
-    if not 0 <= rank < world: raise ValueError(f"shard is (rank, world) with rank from 0 to world - 1, got {(rank, world)}")
+    if not 0 <= rank < world:
+        raise ValueError(f"shard is (rank, world) with rank from 0 to world - 1, got {(rank, world)}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else None
     if world == 1: return order
     order = torch.arange(n) if order is None else order
     return order[:n//world*world][rank::world] # all processes make the same number of steps
 
-def _cuts(batch, size, order): # Slices of the rows in this order
-    whole = batch if order is None else batch[order]
-    return (whole[i:i + size] for i in range(0, len(whole), size))
-
 # %% ../nbs/02_data.ipynb #0cb9eeec
 class Batch:
     """Rows as a model reads them: tensors with one entry per row, and tables that the rows point into.
 
-    A part is found by its name, such as `batch.fields`. A model may bring parts of its own.
+    A part is found by its name, such as `batch.fields`. A model may bring parts of its own; where the rows have a
+    part `NAME_row` and the tables a part `NAME`, the one points into the other.
 
     Raises: `ValueError` naming the part, the axis or the row that is wrong.
     """
@@ -465,6 +486,7 @@ class Batch:
         tables: Mapping[str, torch.Tensor] = MappingProxyType({}), # Name: tensor of any length, shared by all rows
     ):
         self.rows, self.tables = dict(rows), dict(tables)
+        _check_names(self.rows, self.tables)
         _check_values(self.rows, self.tables, _check_parts(self.rows, self.tables))
 
     @classmethod
@@ -474,15 +496,15 @@ class Batch:
         return batch
 
     def __getattr__(self, name):
-        for parts in (self.__dict__.get("rows", {}), self.__dict__.get("tables", {})):
-            if name in parts: return parts[name]
-        raise AttributeError(f"the batch has no part {name!r}; it has {', '.join([*self.__dict__.get('rows', ()), *self.__dict__.get('tables', ())])}")
+        parts = self.__dict__.get("rows", {}) | self.__dict__.get("tables", {}) # neither is there while it is copied
+        if name in parts: return parts[name]
+        raise AttributeError(f"the batch has no part {name!r}; it has {', '.join(parts)}")
 
     def __len__(self): return len(next(iter(self.rows.values())))
 
     def __repr__(self):
-        told = lambda parts: ", ".join(f"{name} {tuple(x.shape)}" for name, x in parts.items()) or "none"
-        return f"Batch({len(self)} rows: {told(self.rows)}; tables: {told(self.tables)}; {self.device})"
+        rows, tables = (", ".join(f"{k} {tuple(x.shape)}" for k, x in p.items()) for p in (self.rows, self.tables))
+        return f"Batch({len(self)} rows: {rows}; tables: {tables or 'none'}; {self.device})"
 
     def __getitem__(self,
         rows: slice | int | torch.Tensor, # Slice, int, bool mask (B,) or index (n,); lists and arrays too
@@ -500,24 +522,26 @@ class Batch:
     ) -> Iterator["Batch"]: # Each row once; with several shards, as many rows in each
         """One epoch of small batches, cut from memory. Raises: `ValueError` if `size` is below 1."""
         if size < 1: raise ValueError(f"size must be 1 or more, got {size}")
-        return _cuts(self, size, _order(len(self), shuffle, seed, *shard))
+        order = _order(len(self), shuffle, seed, *shard)
+        whole = self if order is None else self[order]
+        return (whole[i:i + size] for i in range(0, len(whole), size))
 
     def to(self,
         device: torch.device | str, # Where to
     ) -> "Batch": # Same rows, all parts on the device
         """Move every part, tables included, to a device."""
-        return Batch._of(*({name: x.to(device) for name, x in parts.items()} for parts in (self.rows, self.tables)))
+        return Batch._of(*({k: x.to(device) for k, x in p.items()} for p in (self.rows, self.tables)))
 
     device = property(lambda self: next(iter(self.rows.values())).device, doc="Where all parts live.")
-    history = property(lambda self: self.history_table[self.history_row], doc="(B, S, H): what the user of each row did in each scenario before.")
-    present = property(lambda self: self.present_table[self.history_row], doc="(B, S) bool: where the user of each row has a history.")
+    history = property(lambda self: self.history_table[self.history_row], doc="(B, S, H): what the user did before.")
+    present = property(lambda self: self.present_table[self.history_row], doc="(B, S) bool: where there is a history.")
 
 # %% ../nbs/02_data.ipynb #8926701b
 def with_parts(
     batch: Batch, # Rows
-    **parts: torch.Tensor, # Name: tensor that takes the place of a part, among the rows or the tables; a new one goes to the rows
+    **parts: torch.Tensor, # Name: tensor that takes the place of a part; a new one goes to the rows
 ) -> Batch: # A new batch, checked; the other parts are shared
-    """The same rows with some parts exchanged. Raises: `ValueError` as `Batch`."""
+    """The same rows with some parts exchanged, among the rows or the tables. Raises: `ValueError` as `Batch`."""
     tables = {name: parts.pop(name) for name in list(parts) if name in batch.tables}
     return Batch(batch.rows | parts, batch.tables | tables)
 
@@ -533,6 +557,7 @@ def _keyed(batch): # Leaves with their names, for the messages of torch.export
     leaves, names = _leaves(batch)
     return [(MappingKey(name), x) for name, x in zip(sum(names, ()), leaves)], names
 
-# A tree of tensors for PyTorch: what torch.export, torch.func and DistributedDataParallel take apart and put together
-register_pytree_node(Batch, _leaves, _grown, flatten_with_keys_fn=_keyed, serialized_type_name="multiscene_rec.Batch",
-                     to_dumpable_context=lambda names: json.dumps(names), from_dumpable_context=lambda text: tuple(map(tuple, json.loads(text))))
+# PyTorch then sees a tree of tensors: torch.export, torch.func and DistributedDataParallel take it apart
+register_pytree_node(
+    Batch, _leaves, _grown, flatten_with_keys_fn=_keyed, serialized_type_name="multiscene_rec.Batch",
+    to_dumpable_context=json.dumps, from_dumpable_context=lambda text: tuple(map(tuple, json.loads(text))))
