@@ -476,8 +476,7 @@ def _order(n, shuffle, seed, rank, world): # Which rows come when, for one of se
 class Batch:
     """Rows as a model reads them: tensors with one entry per row, and tables that the rows point into.
 
-    A part is found by its name, such as `batch.fields`. A model may bring parts of its own; where the rows have a
-    part `NAME_row` and the tables a part `NAME`, the one points into the other.
+    A part is found by its name, such as `batch.fields`. A model may bring its own; `NAME_row` points into `NAME`.
 
     Raises: `ValueError` naming the part, the axis or the row that is wrong.
     """
@@ -499,7 +498,6 @@ class Batch:
         parts = self.__dict__.get("rows", {}) | self.__dict__.get("tables", {}) # neither is there while it is copied
         if name in parts: return parts[name]
         raise AttributeError(f"the batch has no part {name!r}; it has {', '.join(parts)}")
-
     def __len__(self): return len(next(iter(self.rows.values())))
 
     def __repr__(self):
@@ -522,8 +520,7 @@ class Batch:
     ) -> Iterator["Batch"]: # Each row once; with several shards, as many rows in each
         """One epoch of small batches, cut from memory. Raises: `ValueError` if `size` is below 1."""
         if size < 1: raise ValueError(f"size must be 1 or more, got {size}")
-        order = _order(len(self), shuffle, seed, *shard)
-        whole = self if order is None else self[order]
+        whole = self if (order := _order(len(self), shuffle, seed, *shard)) is None else self[order]
         return (whole[i:i + size] for i in range(0, len(whole), size))
 
     def to(self,
