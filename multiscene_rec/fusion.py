@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'Fusion', 'WeightedFusion', 'MeanFusion', 'OwnScenario', 'ConcatFusion', 'blend_r2', 'scaled_scores',
            'score_std', 'masked_softmax', 'softmax_jacobian', 'ScenarioAttention', 'fusion_backward', 'scores_backward',
-           'fusion_names', 'fusion_parameters', 'make_fusion']
+           'fusion_parameters', 'fusion_names', 'make_fusion']
 
 # %% ../nbs/05_fusion.ipynb #a0249a36
 import math
@@ -39,15 +39,26 @@ def _check_inputs(h, present, query, scenario, d, n_scenarios, d_query):
 # %% ../nbs/05_fusion.ipynb #cfa7218b
 FUSIONS = {} # Name: class, filled when a class is defined
 
+def _register(kind, name): # "none" is what a model without a fusion calls it
+    old = FUSIONS.get(name)
+    taken = old is not None and old.__module__.startswith("multiscene_rec.") and old.__qualname__ != kind.__qualname__
+    if taken or name in ("", "none"):
+        whose = f"belongs to {old.__module__}.{old.__qualname__}" if taken else "means that there is no fusion"
+        raise ValueError(f"the name {name!r} {whose}: write class {kind.__name__}(Fusion, name=\"another\")")
+    FUSIONS[name] = kind
+
+# %% ../nbs/05_fusion.ipynb #6489b97c
 class Fusion(nn.Module):
     """What every fusion is: one vector per scenario in, one vector out.
 
     A subclass is made from `(d, n_scenarios, d_query)`, maps `(h, present, query, scenario)` to `(z, alpha)`, with None for
     alpha where there are no weights, and is known by the name it gives: `class Median(Fusion, name="median")`.
+
+    Raises: `ValueError` for a size below 1, or a name that is taken.
     """
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
-        if name is not None: FUSIONS[name] = cls
+        if name is not None: _register(cls, name)
 
     def __init__(self,
         d: int, # Width of each scenario's vector and of the fused one
@@ -220,6 +231,8 @@ def masked_softmax(
 ) -> torch.Tensor: # (..., S) float32, or float64 for float64 scores: rows sum to 1, or are 0 where nothing is present
     """Turn scores into weights over what is present; a row with nothing present gets zeros, never NaN.
 
+    A present score of inf takes all the weight, several share it; one of -inf gets none, unless no other is present.
+
     Formula: (5.8) `α_s = m_s exp(e_s − M) / Σ_r m_r exp(e_r − M)`.
 
     Raises: `ValueError` if the shapes differ or `present` is not bool.
@@ -228,7 +241,8 @@ def masked_softmax(
         raise ValueError(f"scores and present need one shape, got {tuple(e.shape)} and {tuple(present.shape)}")
     if present.dtype != torch.bool: raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
     dtype = torch.promote_types(e.dtype, torch.float32) # weights of half-precision scores still sum to 1
-    e = e.to(dtype).masked_fill(~present, torch.finfo(dtype).min)
+    number = torch.finfo(dtype)
+    e = e.to(dtype).clamp(number.min*(1 - number.eps), number.max).masked_fill(~present, number.min)
     return e.softmax(-1).masked_fill(~present, 0)
 
 # %% ../nbs/05_fusion.ipynb #ec896228
@@ -312,11 +326,6 @@ def scores_backward(
     g_e = g_e.unsqueeze(-1) / math.sqrt(sizes["d"])
     return (g_e * k).sum(1), g_e * q.unsqueeze(1)
 
-# %% ../nbs/05_fusion.ipynb #58d7fe54
-def fusion_names() -> tuple: # In the order in which they were defined
-    """The fusions that can be built by name: the course's, and your own as soon as they are defined."""
-    return tuple(FUSIONS)
-
 # %% ../nbs/05_fusion.ipynb #a8f79c9b
 def fusion_parameters(
     kind: str, # "attention", "mean", "concat" or "own"
@@ -330,11 +339,17 @@ def fusion_parameters(
 
     Raises: `ValueError` for an unknown kind or a size below 1.
     """
-    if kind not in ("attention", "mean", "concat", "own"): raise ValueError(f"(5.13) knows attention, mean, concat and own, not {kind!r}: count the parameters of a built one")
+    if kind not in ("attention", "mean", "concat", "own"):
+        raise ValueError(f"(5.13) knows attention, mean, concat and own, not {kind!r}: count the parameters of a built one")
     _check_sizes(d, n_scenarios, d_query)
     if kind == "concat": return n_scenarios * d**2 + n_scenarios * d + d
     asked = 2 * d**2 + d * d_query + n_scenarios * d if kind == "attention" else 0
     return d**2 + d + asked
+
+# %% ../nbs/05_fusion.ipynb #58d7fe54
+def fusion_names() -> tuple: # In the order in which they were defined
+    """The fusions that can be built by name: the course's, and your own as soon as they are defined."""
+    return tuple(FUSIONS)
 
 # %% ../nbs/05_fusion.ipynb #4ebbd4ba
 def make_fusion(
@@ -342,7 +357,7 @@ def make_fusion(
     d: int, # Width of each scenario's vector and of the fused one
     n_scenarios: int, # S, how many scenarios there are
     d_query: int, # Width of the query
-) -> nn.Module: # The fusion, ready to train
+) -> Fusion: # Ready to train
     """Build a fusion by name.
 
     Raises: `ValueError` for an unknown kind or a size below 1.

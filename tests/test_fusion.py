@@ -2,10 +2,13 @@
 import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import sympy
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from multiscene_rec import fusion
@@ -354,6 +357,70 @@ def test_huge_scores_do_not_overflow():
     assert e.grad.isfinite().all()
 
 
+# ---- infinite scores
+
+def limit_of_softmax(e, m):
+    "What the weights tend to when infinite scores grow: a million stands for infinity, in numbers of any size."
+    far = {math.inf: mpmath.mpf(10)**6, -math.inf: -mpmath.mpf(10)**6}
+    grown = [mpmath.exp(far.get(x, mpmath.mpf(x))) if keep else mpmath.mpf(0) for x, keep in zip(e, m)]
+    return [float(x / sum(grown)) if any(m) else 0. for x in grown]
+
+
+SCORES = st.one_of(st.sampled_from([math.inf, -math.inf]), st.floats(-50, 50))
+
+
+@given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.float64]))
+def test_infinite_scores_get_the_limits(row, dtype):
+    e, present = torch.tensor([x for x, _ in row], dtype=dtype), torch.tensor([m for _, m in row])
+    expected = torch.tensor(limit_of_softmax(e.tolist(), present.tolist()), dtype=dtype)
+    torch.testing.assert_close(fusion.masked_softmax(e, present), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_infinite_scores_beside_finite_rows(dtype):
+    inf = math.inf
+    e = torch.tensor([[inf, 1, 2], [inf, inf, 0], [-inf, 1, 1], [-inf, -inf, -inf], [-inf, 5, 5], [1, 2, 3]], dtype=dtype, requires_grad=True)
+    present = torch.tensor([[1, 1, 1]]*4 + [[1, 0, 0], [1, 1, 1]]).bool()
+    alpha = fusion.masked_softmax(e, present)
+    third = [1/3, 1/3, 1/3]
+    exact = torch.tensor([[1, 0, 0], [.5, .5, 0], [0, .5, .5], third, [1, 0, 0], loop_softmax([1, 2, 3], [1, 1, 1])], dtype=alpha.dtype)
+    torch.testing.assert_close(alpha, exact)
+    alpha.square().sum().backward()
+    assert e.grad.isfinite().all() and e.grad[5].any()
+    alone = e.detach()[5:].requires_grad_()
+    fusion.masked_softmax(alone, present[5:]).square().sum().backward()
+    assert torch.equal(e.grad[5:], alone.grad)
+
+
+def test_a_score_that_is_nan_is_not_hidden():
+    assert fusion.masked_softmax(torch.tensor([1., float("nan"), math.inf]), torch.ones(3).bool()).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_finite_scores_keep_every_bit(dtype):
+    def before(e, present): # as it was before infinite scores were thought of
+        wide = torch.promote_types(e.dtype, torch.float32)
+        return e.to(wide).masked_fill(~present, torch.finfo(wide).min).softmax(-1).masked_fill(~present, 0)
+    g = torch.Generator().manual_seed(12)
+    size = 10.**torch.randint(-3, 30, (400, 1), generator=g)
+    e = (torch.randn(400, 5, generator=g) * size).to(dtype)
+    present, up = torch.rand(400, 5, generator=g) < .6, torch.randn(400, 5, generator=g)
+    grads = []
+    for f in (before, fusion.masked_softmax):
+        x = e.clone().requires_grad_()
+        (f(x, present) * up).sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(before(e, present), fusion.masked_softmax(e, present)) and torch.equal(*grads)
+
+
+def test_softmax_is_exported_whole():
+    class Weights(nn.Module):
+        def forward(self, e, present): return fusion.masked_softmax(e, present)
+    e, present = torch.tensor([[math.inf, 1.], [0., 2.]]), torch.tensor([[True, True], [True, False]])
+    exported = torch.export.export(Weights(), (e, present)).module()
+    torch.testing.assert_close(exported(e, present), torch.tensor([[1., 0.], [1., 0.]]))
+
+
 def test_jacobian_rows_sum_to_zero_and_batches():
     alpha = torch.rand(3, 2, 5, dtype=torch.float64).softmax(-1)
     J = fusion.softmax_jacobian(alpha)
@@ -417,6 +484,83 @@ def test_gpu_agrees(kind):
         if b is not None: torch.testing.assert_close(a.cpu(), b, atol=1e-4, rtol=1e-4)
 
 
+# ---- fusions by name
+
+@pytest.fixture
+def table(monkeypatch):
+    "The table of fusions, for a test that adds to it."
+    monkeypatch.setattr(fusion, "FUSIONS", dict(fusion.FUSIONS))
+    return fusion.FUSIONS
+
+
+def test_the_course_knows_its_fusions_by_name():
+    assert fusion.fusion_names()[:4] == ("mean", "own", "concat", "attention")
+    for name, kind in fusion.FUSIONS.items(): assert type(fusion.make_fusion(name, 4, 2, 3)) is kind and issubclass(kind, fusion.Fusion)
+
+
+def a_user_defines(base, **name):
+    "As a cell of a notebook does, each time it runs."
+    class Largest(base, **name):
+        def weights(self, h, present, query, scenario):
+            size = h.abs().sum(-1).masked_fill(~present, -1)
+            return (present & (size == size.amax(1, keepdim=True))).to(h.dtype)
+    return Largest
+
+
+def test_a_users_fusion_is_built_by_its_name(table):
+    kind, names = a_user_defines(fusion.WeightedFusion, name="largest"), fusion.fusion_names()
+    assert names[-1] == "largest" and names.count("largest") == 1
+    h, present, query, scenario = case()
+    torch.manual_seed(1)
+    fus = fusion.make_fusion("largest", 6, 4, 3).double()
+    assert type(fus) is kind
+    z, alpha = fus(h, present, query, scenario)
+    expected = torch.zeros(7, 4, dtype=torch.float64)
+    for b in range(7):
+        there = [s for s in range(4) if present[b, s]]
+        if there: expected[b, max(there, key=lambda s: sum(map(abs, h[b, s].tolist())))] = 1
+    assert torch.equal(alpha, expected)
+    torch.testing.assert_close(z, loop_z(fus, h, expected))
+
+
+def test_a_cell_that_runs_again_takes_the_name_over(table):
+    first, second = (a_user_defines(fusion.WeightedFusion, name="largest") for _ in range(2))
+    assert first is not second and type(fusion.make_fusion("largest", 6, 4, 3)) is second
+    assert fusion.fusion_names().count("largest") == 1
+
+
+def test_a_class_without_a_name_is_in_no_table(table):
+    before = fusion.fusion_names()
+    for base in (fusion.WeightedFusion, fusion.MeanFusion): # a name is not inherited: the mean stays the mean
+        a_user_defines(base)
+        assert fusion.fusion_names() == before and fusion.FUSIONS["mean"] is fusion.MeanFusion
+    assert not {"Fusion", "WeightedFusion", "weighted_fusion"} & set(before)
+
+
+def test_a_fusion_of_ones_own_need_not_be_a_weighted_sum(table):
+    class Highest(fusion.Fusion, name="highest"):
+        def forward(self, h, present, query, scenario): return h.masked_fill(~present.unsqueeze(-1), 0).amax(1), None
+    h, present, query, scenario = case()
+    fus = fusion.make_fusion("highest", 6, 4, 3)
+    assert (fus.d, fus.n_scenarios, fus.d_query) == (6, 4, 3)
+    assert torch.equal(fus(h, present, query, scenario)[0][1], h[1, 2].clamp(min=0))
+    with pytest.raises(ValueError, match="d_query must be a whole number"): fusion.make_fusion("highest", 6, 4, 0)
+
+
+def test_names_that_are_taken(table):
+    for name in ("mean", "attention"):
+        with pytest.raises(ValueError, match=rf"the name '{name}' belongs to multiscene_rec\.fusion\..*: write class Largest\(Fusion, name="):
+            a_user_defines(fusion.WeightedFusion, name=name)
+    for name in ("none", ""):
+        with pytest.raises(ValueError, match=f"the name '{name}' means that there is no fusion"): a_user_defines(fusion.WeightedFusion, name=name)
+    assert fusion.FUSIONS == table and "none" not in table
+
+
+def test_an_unknown_name_is_told_what_there_is(table):
+    a_user_defines(fusion.WeightedFusion, name="largest")
+    with pytest.raises(ValueError, match="fusion 'sum' is unknown; choose from mean, own, concat, attention.*, largest$"): fusion.make_fusion("sum", 6, 4, 3)
+
+
 # ---- errors
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -449,8 +593,7 @@ def test_errors_of_sizes(kind, sizes, name):
 
 
 def test_errors_of_functions():
-    with pytest.raises(ValueError, match="unknown fusion 'sum': use one of attention, mean, concat, own"): fusion.make_fusion("sum", 6, 4, 3)
-    with pytest.raises(ValueError, match="unknown fusion"): fusion.fusion_parameters("sum", 6, 4, 3)
+    with pytest.raises(ValueError, match="knows attention, mean, concat and own, not 'sum': count the parameters of a built one"): fusion.fusion_parameters("sum", 6, 4, 3)
     with pytest.raises(ValueError, match="need one shape"): fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 4).bool())
     with pytest.raises(ValueError, match="use present.bool"): fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match="axis 'd'"): fusion.scaled_scores(torch.zeros(2, 3), torch.zeros(2, 5, 4))
