@@ -103,6 +103,8 @@ def bce_with_logits(
 ) -> torch.Tensor: # scalar: mean loss per row, in nats
     """Mean binary cross-entropy from log-odds, stable at ±1000 and exact in both tails.
 
+    Infinite log-odds cost nothing where they are right; one row where they are wrong makes the mean infinite.
+
     Formula: (6.8) `mean(y·softplus(−ℓ) + (1 − y)·softplus(ℓ))`.
 
     Raises: `ValueError` if the shapes differ (they would broadcast without a word) or there is no row.
@@ -112,7 +114,8 @@ def bce_with_logits(
     if not logits.numel(): raise ValueError("a mean over no rows: logits and label are empty")
     ell = logits if logits.dtype == torch.float64 else logits.float()
     y = label.to(ell.dtype)
-    return (y*softplus(-ell) + (1 - y)*softplus(ell)).mean()
+    if_click, if_none = softplus((-ell).masked_fill(y == 0, 0)), softplus(ell.masked_fill(y == 1, 0))
+    return (y*if_click + (1 - y)*if_none).mean()
 
 # %% ../nbs/06_predictor.ipynb #0442baf4
 def squared_error_grad(

@@ -125,6 +125,78 @@ def test_loss_and_gradient_against_torch(rows):
     torch.testing.assert_close(ours.grad, predictor.bce_grad(logits, label), rtol=1e-5, atol=1e-6)
 
 
+ENDS = [(math.inf, 1., 0.), (-math.inf, 0., 0.), (math.inf, 0., math.inf), (-math.inf, 1., math.inf), (math.inf, .3, math.inf), (-math.inf, .3, math.inf)]
+
+
+@pytest.mark.parametrize("ell, y, expected", ENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_infinite_log_odds_cost_the_limit(ell, y, expected, dtype):
+    far = [mpmath.mpf(10)**k*(1 if ell > 0 else -1) for k in (3, 6)] # on the way to infinity
+    with mpmath.workdps(30):
+        losses = [y*mpmath.log1p(mpmath.exp(-x)) + (1 - y)*mpmath.log1p(mpmath.exp(x)) if y not in (0, 1) else
+                  mpmath.log1p(mpmath.exp(-x if y else x)) for x in far]
+    assert losses[1] > 100*losses[0] if expected else losses[1] < 1e-300
+    assert predictor.bce_with_logits(torch.tensor([ell], dtype=dtype), torch.tensor([y])).item() == expected
+
+
+def test_infinite_log_odds_leave_their_neighbours_alone():
+    far = torch.tensor([[x, y] for x, y, _ in ENDS], dtype=torch.float64)
+    near = torch.tensor([[-2., 0.], [.5, 1.], [0., .4], [1000., 1.]], dtype=torch.float64)
+    for ends in (far[:2], far): # all of them right; some of them wrong
+        logits, label = torch.cat([near, ends]).T
+        logits = logits.clone().requires_grad_()
+        loss = predictor.bce_with_logits(logits, label)
+        loss.backward()
+        assert loss.item() == (math.inf if len(ends) > 2 else pytest.approx(sum(
+            -(y*math.log(plain_sigmoid(x)) + (1 - y)*math.log(1 - plain_sigmoid(x))) for x, y in near[:3].tolist())/6, rel=1e-12))
+        assert logits.grad.isfinite().all()
+        expected = [(plain_sigmoid(x) if x > -700 else 0.) - y for x, y in zip(logits.tolist(), label.tolist())]
+        torch.testing.assert_close(logits.grad*len(logits), f64(expected))
+
+
+def test_log_odds_that_are_nan_are_not_hidden():
+    for y in (0., .5, 1.): assert predictor.bce_with_logits(torch.tensor([0., math.nan]), torch.tensor([0., y])).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_finite_log_odds_keep_every_bit(dtype):
+    def before(logits, label): # as it was before infinite log-odds were thought of
+        ell = logits if logits.dtype == torch.float64 else logits.float()
+        return (label*predictor.softplus(-ell) + (1 - label)*predictor.softplus(ell)).mean()
+    g = torch.Generator().manual_seed(1)
+    logits = (torch.randn(500, generator=g)*10.**torch.randint(-3, 5, (500,), generator=g)).to(dtype)
+    logits[:5] = 0
+    for label in ((torch.rand(500, generator=g) < .3).float(), torch.rand(500, generator=g)):
+        values, grads = [], []
+        for f in (before, predictor.bce_with_logits):
+            x = logits.clone().requires_grad_()
+            values.append(f(x, label.to(x.dtype if dtype == torch.float64 else torch.float32)))
+            values[-1].backward()
+            grads.append(x.grad)
+        assert torch.equal(*values) and torch.equal(*grads)
+
+
+class Loss(torch.nn.Module):
+    def forward(self, logits, label): return predictor.bce_with_logits(logits, label)
+
+
+def test_the_loss_is_exported_whole():
+    right, wrong = (torch.tensor([math.inf, x]) for x in (-math.inf, math.inf))
+    exported = torch.export.export(Loss(), (torch.zeros(2), torch.ones(2))).module()
+    assert exported(right, torch.tensor([1., 0.])).item() == 0 and exported(wrong, torch.tensor([1., 0.])).item() == math.inf
+
+
+@pytest.mark.slow
+def test_the_loss_compiles_in_one_graph():
+    compiled = torch.compile(predictor.bce_with_logits, backend="aot_eager", fullgraph=True)
+    for x in (torch.randn(8), torch.tensor([math.inf, -math.inf, 1.])):
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y = torch.tensor([1., 0., 1., 0., 1., 0., .5, .2])[:len(x)]
+        a, b = compiled(ours, y), predictor.bce_with_logits(theirs, y)
+        a.backward(); b.backward()
+        torch.testing.assert_close(a, b), torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_small_losses_keep_their_digits():
     assert predictor.bce_with_logits(torch.tensor([-15.]), torch.zeros(1)).item() == pytest.approx(math.exp(-15), rel=1e-5)
     assert predictor.bce_with_logits(torch.tensor([15.]), torch.ones(1)).item() == pytest.approx(math.exp(-15), rel=1e-5)
