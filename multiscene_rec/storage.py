@@ -25,7 +25,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 __all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame", "unpack_frame", "write_results",
-           "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "foreign_file", "replaced_folder"]
+           "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "work_folder", "foreign_file", "replaced_folder"]
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
@@ -100,7 +100,7 @@ def check_finite(
 
 def _document(about, content): # What the JSON says
     if type(about.get("format")) is not int: raise ValueError("a record's about needs format, a whole number")
-    known = about | dict(sha256=hashlib.sha256(content).hexdigest())
+    known = about | dict(sha256=hashlib.sha256(content).hexdigest() if content else "")
     return known | dict(checksum=checksum(known))
 
 def record_checksum(
@@ -108,14 +108,14 @@ def record_checksum(
     tensors: dict, # As for write_record
 ) -> str: # 64 hexadecimal digits
     """The checksum that `write_record` would give this record: by it other records name the one they belong to."""
-    return _document(about, to_bytes(_plain(tensors)))["checksum"]
+    return _document(about, to_bytes(_plain(tensors)) if tensors else b"")["checksum"]
 
 
 def write_record(
     folder: str | Path, # Made if it is not there
     name: str, # The record's name: name.json and name.safetensors
     about: dict, # Plain data for JSON; format, a whole number, is among it
-    tensors: dict, # Name: tensor
+    tensors: dict, # Name: tensor; without any there is no second file
 ) -> str: # The record's checksum
     """Keep plain data and tensors as one record, whole or not at all: whatever interrupts it, the old record or the new one is there.
 
@@ -123,13 +123,13 @@ def write_record(
     file if the disk is full.
     """
     folder, tensors = Path(folder), _plain(tensors)
-    content = to_bytes(tensors)
+    content = to_bytes(tensors) if tensors else b""
     known = _document(about, content)
     text = json.dumps(known, indent=1, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder/f"{name}.next.safetensors", content)
+    if content: write_whole(folder/f"{name}.next.safetensors", content)
     write_whole(folder/f"{name}.json", text.encode())
-    os.replace(folder/f"{name}.next.safetensors", folder/f"{name}.safetensors")
+    if content: os.replace(folder/f"{name}.next.safetensors", folder/f"{name}.safetensors")
     return known["checksum"]
 
 
@@ -173,6 +173,7 @@ def read_record(
     _refuse_pickles(folder, name, writer)
     for _ in range(2): # a writer may have put a new record in place between the two reads
         about = _parsed(folder/f"{name}.json", writer, format)
+        if not about["sha256"]: return {k: v for k, v in about.items() if k not in ("sha256", "format")}, {}
         try: path, content = _numbers_of(folder, name, about["sha256"], writer)
         except (ValueError, FileNotFoundError) as e: last = e
         else: break
@@ -305,7 +306,11 @@ def sole_writer(
 
 _LITTER = {".DS_Store", "Thumbs.db", ".ipynb_checkpoints"}
 
-def _beside(out): # Where a folder is made before it takes its place
+def work_folder(
+    out: str | Path, # A folder that replaced_folder writes
+) -> Path: # Where it is made before it takes its place
+    """The folder beside it that holds an unfinished run."""
+    out = Path(os.path.realpath(out))
     return out.parent/f".{out.name}.work"
 
 def settle(
@@ -313,7 +318,7 @@ def settle(
 ) -> Path: # The same, links followed
     """If a swap was cut off between its two renames, put the old folder back."""
     out = Path(os.path.realpath(out))
-    old = _beside(out)/"old"
+    old = work_folder(out)/"old"
     if old.is_dir() and not out.exists(): os.replace(old, out)
     return out
 
@@ -340,7 +345,7 @@ def replaced_folder(
     Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if nothing can be written beside it.
     """
     out = settle(out)
-    work = _beside(out)
+    work = work_folder(out)
     with contextlib.ExitStack() as stack:
         try: stack.enter_context(sole_writer(work))
         except BlockingIOError: raise BlockingIOError(f"another run is writing into {out}: wait until it ends, or name another folder") from None
