@@ -558,3 +558,4 @@ def _keyed(batch): # Leaves with their names, for the messages of torch.export
 register_pytree_node(
     Batch, _leaves, _grown, flatten_with_keys_fn=_keyed, serialized_type_name="multiscene_rec.Batch",
     to_dumpable_context=json.dumps, from_dumpable_context=lambda text: tuple(map(tuple, json.loads(text))))
+torch.serialization.add_safe_globals([Batch]) # an exported model keeps an example of what it reads; opening one is harmless

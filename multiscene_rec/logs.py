@@ -122,8 +122,10 @@ def _unpacked(archive): # The table in a zip file, read in a stream that ends wh
         table = next((i for i in z.infolist() if i.filename.endswith(_COUPON_FILE)), None)
         if table is None: raise ValueError(f"{_COUPONS_URL} holds no {_COUPON_FILE}")
         if table.file_size <= _MOST_UNPACKED: # as the archive says, which may be a lie
-            with z.open(table) as f: content = f.read(_MOST_UNPACKED + 1)
-            if len(content) <= _MOST_UNPACKED: return content
+            content = bytearray()
+            with z.open(table) as f:
+                while len(content) <= _MOST_UNPACKED and (block := f.read(1 << 20)): content += block
+            if len(content) <= _MOST_UNPACKED: return bytes(content)
     raise ValueError(
         f"{_COUPONS_URL} unpacks to more than {_MOST_UNPACKED:,} bytes, far more than the survey has")
 

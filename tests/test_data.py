@@ -1,10 +1,16 @@
 "Second opinions on multiscene_rec.data: formulas by plain loops and enumeration, files of every dialect, a local web server."
+import copy
+import hashlib
 import http.server
 import io
 import itertools
 import math
+import pickle
+import struct
 import threading
 import time
+import tracemalloc
+import warnings
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +22,9 @@ import sympy
 import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
+from torch.utils import _pytree as pytree
 
-from multiscene_rec import data
+from multiscene_rec import data, logs
 
 SMALL = dict(n_users=150, n_items=40, n_events=3000)
 
@@ -306,12 +313,33 @@ def test_schema_defaults_and_cuts():
     (dict(user="clicked"), "'clicked' is used twice"), (dict(categorical=("user_id",)), "'user_id' is used twice"),
     (dict(numeric="price"), "not one string"), (dict(user=""), "non-empty"), (dict(categorical=(3,)), "non-empty"),
     (dict(item_columns=("size",)), "'size' is in neither"), (dict(history=("city",)), "'city' is no categorical item column"),
-    (dict(history=("price",)), "'price' is no categorical"), (dict(history=()), "at least one")])
+    (dict(history=("price",)), "'price' is no categorical"), (dict(history=()), "at least one"),
+    (dict(label=()), "Schema.label: name the column of the answer"), (dict(label=("a", "a")), "'a' is used twice"),
+    (dict(label=("clicked", "city")), "'city' is used twice"), (dict(label=("a", 3)), "Schema.label: column names are non-empty")])
 def test_schema_names_a_mistake(wrong, says):
     with pytest.raises(ValueError, match=says): data.Schema(**wrong)
 
 
+def test_several_labels(mall):
+    schema = data.Schema(label=["clicked", "bought"])
+    assert schema.labels == ("clicked", "bought") and schema.required[4:] == schema.labels and hash(schema) == hash(data.Schema(label=schema.labels))
+    assert data.Schema(label=("liked",)).label == "liked" and data.Schema(label=("liked",)) == data.Schema(label="liked")
+    events = mall.events.assign(bought=mall.events.clicked*(mall.events.price > 20))
+    lines = data.log_summary(events, schema)
+    assert lines.columns.tolist()[2:4] == ["click_rate", "bought_rate"]
+    for name in mall.scenarios: assert lines.bought_rate[name] == pytest.approx(events.bought[events.scenario == name].mean())
+    with pytest.raises(ValueError, match="the log lacks column 'bought'"): data.log_summary(mall.events, schema)
+
+
 # Batch
+
+TABLES = "history_table", "present_table"
+
+
+def build(**parts):
+    "A batch of these parts, each where it belongs."
+    return data.Batch({k: v for k, v in parts.items() if k not in TABLES}, {k: v for k, v in parts.items() if k in TABLES})
+
 
 def parts(B=7, F=3, D=2, S=4, H=5, R=3):
     g = torch.Generator().manual_seed(0)
@@ -322,18 +350,19 @@ def parts(B=7, F=3, D=2, S=4, H=5, R=3):
 
 def test_history_is_gathered():
     p = parts()
-    batch = data.Batch(**p)
+    batch = build(**p)
     for i in range(7):
         r = p["history_row"][i].item()
         assert torch.equal(batch.history[i], p["history_table"][r]) and torch.equal(batch.present[i], p["present_table"][r])
-    assert len(batch) == 7 and "7 rows: 3 fields, 2 dense; 3 histories of 4 scenarios x 5" in repr(batch)
+    assert len(batch) == 7 and repr(batch).startswith("Batch(7 rows: fields (7, 3), dense (7, 2), scenario (7,), label (7,), history_row (7,)")
+    assert repr(batch).endswith("tables: history_table (3, 4, 5), present_table (3, 4); cpu)") and "tables: none; cpu)" in repr(data.Batch(batch.rows))
 
 
 @pytest.mark.parametrize("rows", [slice(2, 5), slice(None, None, 2), slice(None, None, -1), slice(4, 1, -2), 3, -1, np.int64(2), [0, -1, 0], [],
     torch.tensor([6, 2]), np.array([1, 1]), [True, False]*3 + [True], torch.zeros(7, dtype=torch.bool), np.arange(7) > 4,
     torch.tensor([3], dtype=torch.int32)])
 def test_rows_as_numpy_takes_them(rows):
-    batch = data.Batch(**parts())
+    batch = build(**parts())
     cut, which = batch[rows], np.atleast_1d(np.arange(7)[np.asarray(rows, dtype=int if rows == [] else None) if isinstance(rows, list)
                                                           else rows.numpy() if isinstance(rows, torch.Tensor) else rows])
     assert cut.label.tolist() == batch.label[torch.from_numpy(which.copy())].tolist() and len(cut) == len(which)
@@ -344,13 +373,13 @@ def test_rows_as_numpy_takes_them(rows):
 @pytest.mark.parametrize("rows, says", [(7, "row 7"), (-8, "row -8"), ([7], "of a batch of 7"), ([-8], "of a batch of 7"),
     ([True], "a mask of 1"), ([.5], "whole numbers"), ([[0]], "one axis")])
 def test_rows_that_are_not_there(rows, says):
-    with pytest.raises(IndexError, match=says): data.Batch(**parts())[rows]
+    with pytest.raises(IndexError, match=says): build(**parts())[rows]
 
 
 @given(B=st.integers(0, 30), size=st.integers(1, 12), shuffle=st.booleans(), seed=st.integers(0, 5))
 @settings(max_examples=40)
 def test_an_epoch_holds_each_row_once(B, size, shuffle, seed):
-    batch = data.Batch(**parts(B=B))
+    batch = build(**parts(B=B))
     batch.fields[:, 0] = torch.arange(B)
     epoch = list(batch.batches(size, shuffle, seed))
     assert [len(b) for b in epoch] == [size]*(B//size) + [B % size]*(B % size > 0)
@@ -363,7 +392,7 @@ def test_an_epoch_holds_each_row_once(B, size, shuffle, seed):
 
 
 def test_batches_are_slices_of_one_gather():
-    batch = data.Batch(**parts(B=10))
+    batch = build(**parts(B=10))
     first, second, _ = batch.batches(4, shuffle=True)
     assert first.fields.untyped_storage().data_ptr() == second.fields.untyped_storage().data_ptr() != batch.fields.untyped_storage().data_ptr()
     assert next(batch.batches(4)).label.data_ptr() == batch.label.data_ptr()
@@ -373,18 +402,18 @@ def test_batches_are_slices_of_one_gather():
 
 
 def test_to_moves_every_part():
-    moved = data.Batch(**parts()).to("meta")
+    moved = build(**parts()).to("meta")
     assert all(getattr(moved, name).device.type == "meta" for name in parts())
 
 
 @pytest.mark.gpu
 def test_batches_on_the_gpu():
-    batch = data.Batch(**parts())
+    batch = build(**parts())
     there = batch.to("cuda")
     for a, b in zip(batch.batches(3, shuffle=True, seed=2), there.batches(3, shuffle=True, seed=2)):
         assert b.history.is_cuda and torch.equal(a.history, b.history.cpu()) and torch.equal(a.fields, b.fields.cpu())
     assert there[batch.label > .5].label.tolist() == batch[batch.label > .5].label.tolist()
-    with pytest.raises(ValueError, match="one device"): data.Batch(**(parts() | dict(label=there.label)))
+    with pytest.raises(ValueError, match="one device"): build(**(parts() | dict(label=there.label)))
 
 
 @pytest.mark.parametrize("name, value, says", [
@@ -395,10 +424,162 @@ def test_batches_on_the_gpu():
     ("scenario", torch.full((7,), -1), "Batch.scenario: row 0 is -1"), ("history_row", torch.full((7,), 3), "Batch.history_row: row 0 is 3, expected 0 to 2"),
     ("fields", torch.full((7, 3), -1), "Batch.fields: row 0"), ("label", torch.full((7,), torch.nan), "Batch.label: row 0 is nan"),
     ("label", torch.full((7,), 1.5), "Batch.label: row 0 is 1.5"), ("dense", torch.full((7, 2), torch.inf), "Batch.dense: row 0"),
-    ("history_table", torch.full((3, 4, 5), torch.nan), "Batch.history_table: row 0"), ("label", torch.zeros(7, device="meta"), "one device")])
+    ("history_table", torch.full((3, 4, 5), torch.nan), "Batch.history_table: row 0"), ("label", torch.zeros(7, device="meta"), "one device"),
+    ("label", torch.tensor(1.), "Batch.label: expected an axis of rows, got a single number"),
+    ("label", torch.eye(7)[:, :3]*2, "Batch.label: row 0 is [2.0, 0.0, 0.0], expected a number from 0 to 1"),
+    ("mine", torch.zeros(6), "Batch.mine: axis 'B': expected 7, got 6"), ("mine", torch.tensor([1.]*6 + [torch.inf]), "Batch.mine: row 6 is inf"),
+    ("mine", [1]*7, "Batch.mine: expected a tensor, got list"), ("history", torch.zeros(7), "Batch.history: this name is the batch's own"),
+    ("device", torch.zeros(7), "the batch's own"), ("rows", torch.zeros(7), "the batch's own"), ("batches", torch.zeros(7), "the batch's own")])
 def test_batch_names_the_part(name, value, says):
-    with pytest.raises(ValueError) as e: data.Batch(**(parts() | {name: value}))
+    with pytest.raises(ValueError) as e: build(**(parts() | {name: value}))
     assert says in str(e.value)
+
+
+def test_a_batch_without_rows_or_with_a_name_twice():
+    with pytest.raises(ValueError, match="at least one part with an entry per row"): data.Batch({}, dict(title=torch.zeros(3, 2)))
+    with pytest.raises(ValueError, match="Batch.x: is among the rows and among the tables"): data.Batch(dict(x=torch.zeros(3)), dict(x=torch.zeros(3)))
+    with pytest.raises(ValueError, match="Batch: parts have names, got 3"): data.Batch({3: torch.zeros(3)})
+    with pytest.raises(AttributeError, match="no part 'price'; it has fields, dense"): build(**parts()).price
+    with pytest.raises(AttributeError, match="no part 'history'; it has x"): data.Batch(dict(x=torch.zeros(3))).history
+
+
+@pytest.mark.parametrize("name", ["scenario", "fields", "history_row"])
+def test_ids_below_zero_are_found_where_nothing_says_how_many_there_are(name):
+    x = torch.tensor([[0, 0], [0, -1]]) if name == "fields" else torch.tensor([0, -1])
+    with pytest.raises(ValueError, match=f"Batch.{name}: row 1 is .*-1.*, expected 0 or more"): data.Batch({name: x})
+
+
+def own(B=7):
+    "A batch with parts of its own: a vector per title, and a sequence per row."
+    b = build(**parts(B=B))
+    rows = dict(title_row=torch.arange(B) % 3, seen=torch.arange(B*4).reshape(B, 2, 2))
+    return data.Batch(b.rows | rows, b.tables | dict(title=torch.arange(6.).reshape(3, 2), words=torch.arange(5)))
+
+
+def test_parts_of_ones_own_are_cut_moved_and_shared():
+    batch = own()
+    cut = batch[[5, 1]]
+    assert cut.seen.tolist() == [batch.seen[5].tolist(), batch.seen[1].tolist()] and cut.title is batch.title and cut.words is batch.words
+    assert cut.title[cut.title_row].tolist() == [[4., 5.], [2., 3.]]
+    assert [b.title_row.tolist() for b in batch.batches(3)] == [[0, 1, 2], [0, 1, 2], [0]]
+    moved = batch.to("meta")
+    assert moved.words.device.type == moved.title_row.device.type == "meta" and batch.words.device.type == "cpu"
+
+
+@pytest.mark.parametrize("row, says", [(3, "row 2 is 3, expected 0 to 2"), (-1, "row 2 is -1, expected 0 to 2")])
+def test_a_row_points_into_the_table_of_its_name(row, says):
+    x = dict(title_row=torch.tensor([0, 1, row]))
+    with pytest.raises(ValueError, match=f"Batch.title_row: {says}"): data.Batch(x, dict(title=torch.zeros(3, 2)))
+    assert len(data.Batch(x)) == 3 and len(data.Batch(x, dict(other=torch.zeros(1)))) == 3  # there is no table that it could point into
+
+
+def test_parts_without_numbers():
+    batch = data.Batch(dict(dense=torch.zeros(4, 0), fields=torch.zeros(4, 0, dtype=torch.int64), label=torch.zeros(4, 0)), dict(history_table=torch.zeros(0, 2, 0)))
+    assert batch[1:3].dense.shape == (2, 0) and len(batch.to("cpu")) == 4
+    none = data.Batch(dict(label=torch.zeros(0)))
+    assert len(none) == 0 and list(none.batches(3)) == [] and list(none.batches(3, shuffle=True)) == []
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_labels_of_several_tasks(T):
+    batch = data.with_parts(build(**parts()), label=torch.rand(7, T))
+    assert batch.label.shape == (7, T) and batch[2:4].label.shape == (2, T) and [b.label.shape for b in batch.batches(5)] == [(5, T), (2, T)]
+    for value in (torch.nan, -.1, 1.1):
+        bad = batch.label.clone()
+        bad[4, -1] = value
+        with pytest.raises(ValueError, match=r"Batch.label: row 4 is \[.*\], expected a number from 0 to 1"): data.with_parts(batch, label=bad)
+
+
+def test_a_batch_without_labels():
+    p = parts()
+    del p["label"]
+    batch = build(**p)
+    assert len(batch) == 7 and "label" not in batch.rows and not hasattr(batch, "label") and batch[3].history.shape == (1, 4, 5)
+
+
+def test_with_parts_exchanges_adds_and_checks():
+    batch = own()
+    other = data.with_parts(batch, label=torch.zeros(7), title=torch.ones(4, 2), age=torch.arange(7))
+    assert other.label.sum() == 0 and other.title.shape == (4, 2) and other.age.tolist() == list(range(7))
+    assert "title" in other.tables and "age" in other.rows and other.fields is batch.fields and other.words is batch.words
+    assert batch.label.sum() > 0 and "age" not in batch.rows, "the batch itself stays as it was"
+    for change, says in ((dict(title=torch.ones(2, 2)), "Batch.title_row: row 2 is 2, expected 0 to 1"), (dict(label=torch.zeros(6)), "axis 'B'"),
+                         (dict(title=[1]), "expected a tensor"), (dict(history=torch.zeros(7)), "the batch's own")):
+        with pytest.raises(ValueError, match=says): data.with_parts(batch, **change)
+
+
+@given(B=st.integers(0, 40), size=st.integers(1, 9), world=st.integers(1, 5), shuffle=st.booleans(), seed=st.integers(0, 3))
+@settings(max_examples=60)
+def test_shards_are_equal_steps_and_together_all_rows(B, size, world, shuffle, seed):
+    batch = data.Batch(dict(label=torch.zeros(B), at=torch.arange(B)))
+    shards = [list(batch.batches(size, shuffle, seed, shard=(rank, world))) for rank in range(world)]
+    assert len({tuple(len(b) for b in shard) for shard in shards}) == 1, "as many steps, of as many rows, in each"
+    seen = [row for shard in shards for b in shard for row in b.at.tolist()]
+    assert len(seen) == len(set(seen)) == B//world*world
+    order = [row for b in batch.batches(size, shuffle, seed) for row in b.at.tolist()]
+    for rank, shard in enumerate(shards): assert [row for b in shard for row in b.at.tolist()] == order[:B//world*world][rank::world]
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (2, 2), (0, 0)])
+def test_a_shard_that_is_none(shard):
+    with pytest.raises(ValueError, match=r"shard is \(rank, world\) with rank from 0 to world - 1, got"): own().batches(2, shard=shard)
+
+
+def same(a, b):
+    "Whether two batches hold the same, part by part and in the same order."
+    return all(list(p) == list(q) and all(p[k].equal(q[k]) and p[k].dtype == q[k].dtype for k in p) for p, q in ((a.rows, b.rows), (a.tables, b.tables)))
+
+
+def test_a_batch_is_a_tree_of_tensors():
+    batch = own()
+    leaves, tree = pytree.tree_flatten(batch)
+    assert len(leaves) == len(batch.rows) + len(batch.tables) and all(isinstance(x, torch.Tensor) for x in leaves)
+    assert isinstance(pytree.tree_unflatten(leaves, tree), data.Batch) and same(pytree.tree_unflatten(leaves, tree), batch)
+    assert same(pytree.tree_unflatten(leaves, pytree.treespec_loads(pytree.treespec_dumps(tree))), batch), "as torch.export.save writes it"
+    doubled = pytree.tree_map(lambda x: x*2, (batch, dict(more=batch)))
+    assert doubled[0].fields.equal(batch.fields*2) and doubled[1]["more"].title.equal(batch.title*2)
+    keys = {pytree.keystr(k) for k, _ in pytree.tree_flatten_with_path(batch)[0]}
+    assert keys == {f"['{name}']" for name in (*batch.rows, *batch.tables)}
+
+
+class Tiny(torch.nn.Module):
+    "Reads rows, a history and a table of its own from a batch."
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = torch.nn.Embedding(9, 4), torch.nn.Linear(4 + 2 + 5 + 2, 1)
+
+    def forward(self, batch):
+        history = (batch.history*batch.present[..., None]).sum(1)
+        return self.out(torch.cat([self.embed(batch.fields).sum(1), batch.dense, history, batch.title[batch.title_row]], 1))[:, 0]
+
+
+def test_a_model_of_a_batch_is_exported_for_any_number_of_rows(tmp_path):
+    torch.manual_seed(0)
+    model, batch = Tiny().eval(), own()
+    rows = torch.export.Dim("rows", min=1)
+    shapes = [{0: rows}]*len(batch.rows) + [None]*len(batch.tables)
+    made = torch.export.export(model, (batch,), dynamic_shapes=(shapes,))
+    torch.export.save(made, tmp_path/"tiny.pt2")
+    again = torch.export.load(tmp_path/"tiny.pt2").module()
+    for n in (7, 2, 30):
+        other = own(n)
+        torch.testing.assert_close(again(other), model(other))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))])
+def test_a_batch_can_be_copied_and_sent_to_another_process(copied):
+    batch = own()
+    other = copied(batch)
+    assert same(other, batch) and other[2:4].history.equal(batch[2:4].history) and repr(other) == repr(batch)
+    if copied is not copy.copy:
+        other.label.zero_()
+        assert batch.label.sum() > 0
+
+
+def test_batches_reach_a_loop_through_workers():
+    "What a DataLoader needs: batches go through a pipe."
+    loader = torch.utils.data.DataLoader(list(own(8).batches(4)), batch_size=None, num_workers=1)
+    assert [b.title_row.tolist() for b in loader] == [[0, 1, 2, 0], [1, 2, 0, 1]]
 
 
 # A log of one's own
@@ -420,7 +601,7 @@ def write(path, text):
     lambda t: t.replace(",", ";").replace("1.5", "1,5"), lambda t: t.replace(",", "\t"), lambda t: t.replace(",", ", "), lambda t: t.rstrip("\n"),
     lambda t: "\ufeff" + t.replace(",", ";").replace("\n", "\r\n")])
 def test_every_dialect_gives_the_same_log(tmp_path, name, change):
-    log = data.read_log(write(tmp_path/name, change(TEXT)), SHOP)
+    log = logs.read_log(write(tmp_path/name, change(TEXT)), SHOP)
     assert log.columns.tolist() == ["u", "i", "s", "t", "y", "c", "n", "extra"]
     assert log.u.tolist() == [1, 2] and log.i.tolist() == ["007", "12"] and log.s.tolist() == ["home", "1"]
     assert log.t.tolist() == [1767225600, 1767225601] and log.t.dtype == np.int64 and log.y.tolist() == [1, 0]
@@ -430,7 +611,7 @@ def test_every_dialect_gives_the_same_log(tmp_path, name, change):
 def test_parquet_equals_csv(tmp_path, mall):
     mall.events.to_csv(tmp_path/"log.csv", index=False)
     mall.events.to_parquet(tmp_path/"log.parquet", index=False)
-    csv, parquet = data.read_log(tmp_path/"log.csv"), data.read_log(str(tmp_path/"log.parquet"))
+    csv, parquet = logs.read_log(tmp_path/"log.csv"), logs.read_log(str(tmp_path/"log.parquet"))
     pd.testing.assert_frame_equal(csv, mall.events)
     pd.testing.assert_frame_equal(parquet, mall.events, check_dtype=False)
 
@@ -438,19 +619,19 @@ def test_parquet_equals_csv(tmp_path, mall):
 def test_dirty_log_survives_the_file(tmp_path, mall):
     log, _ = mall.dirty()
     log.to_csv(tmp_path/"log.csv", index=False)
-    pd.testing.assert_frame_equal(data.read_log(tmp_path/"log.csv"), log)
+    pd.testing.assert_frame_equal(logs.read_log(tmp_path/"log.csv"), log)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch, mall):
     mall.events.to_parquet(tmp_path/"log.parquet")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match=r"multiscene_rec\[data\]"): data.read_log(tmp_path/"log.parquet")
+    with pytest.raises(ImportError, match=r"multiscene_rec\[data\]"): logs.read_log(tmp_path/"log.parquet")
 
 
 def one(tmp_path, **cells):
     "Read a log of one row with these cells."
     row = dict(u="1", i="2", s="home", t="5", y="1", n="0") | cells
-    return data.read_log(write(tmp_path/"x.csv", ",".join(row) + "\n" + ",".join(row.values()) + "\n"), SHOP).iloc[0]
+    return logs.read_log(write(tmp_path/"x.csv", ",".join(row) + "\n" + ",".join(row.values()) + "\n"), SHOP).iloc[0]
 
 
 @pytest.mark.parametrize("text, seconds", [("1767225600", 1767225600), ("1767225600.0", 1767225600), ("1.9", 1), ("-3", -3),
@@ -462,7 +643,7 @@ def test_times_of_a_parquet_file(tmp_path):
     stamps = pd.to_datetime(["2026-01-01T00:00:00", "2026-01-01T00:00:09"])
     for when in (stamps, stamps.tz_localize("UTC").tz_convert("Asia/Shanghai")):
         pd.DataFrame(dict(u=1, i=2, s="a", t=when, y=1)).to_parquet(tmp_path/"t.parquet")
-        assert data.read_log(tmp_path/"t.parquet", SHOP).t.tolist() == [1767225600, 1767225609]
+        assert logs.read_log(tmp_path/"t.parquet", SHOP).t.tolist() == [1767225600, 1767225609]
 
 
 @pytest.mark.parametrize("text, label", [("1", 1), ("0.25", .25), ("TRUE", 1), ("false", 0)])
@@ -480,7 +661,7 @@ def test_a_bad_cell_is_named(tmp_path, cells, says):
 
 def test_empty_cells_stay_missing(tmp_path):
     text = "u,i,s,t,y\n1,,home,5,1\n,3,,,0\n"
-    log = data.read_log(write(tmp_path/"a.csv", text), SHOP)
+    log = logs.read_log(write(tmp_path/"a.csv", text), SHOP)
     assert log.u.isna().tolist() == [False, True] and log.u[0] == 1 and log.i[1] == 3
     assert log.s.isna().tolist() == log.t.isna().tolist() == [False, True]
 
@@ -490,18 +671,18 @@ def test_empty_cells_stay_missing(tmp_path):
     ("a.csv", "u,i,s,when,y\n1,2,3,4,1\n", "missing column 't'; there are: u, i, s, when, y"), ("a.csv", "hello\nworld\n", "missing column 'u', 'i', 's', 't', 'y'"),
     ("a.txt", TEXT, "unknown ending"), ("a.csv", TEXT + "1,2,3,4,5,6,7,8,9,10\n", "is not a table")])
 def test_a_bad_file_is_named(tmp_path, name, text, says):
-    with pytest.raises(ValueError) as e: data.read_log(write(tmp_path/name, text), SHOP)
+    with pytest.raises(ValueError) as e: logs.read_log(write(tmp_path/name, text), SHOP)
     assert says in str(e.value) and name in str(e.value)
 
 
 def test_bad_bytes_are_named(tmp_path):
     (tmp_path/"a.csv").write_bytes("u,i,s,t,y\nJosé,2,3,4,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"): data.read_log(tmp_path/"a.csv", SHOP)
+    with pytest.raises(ValueError, match="not UTF-8"): logs.read_log(tmp_path/"a.csv", SHOP)
     (tmp_path/"a.csv.gz").write_bytes(TEXT.encode())
-    with pytest.raises(ValueError, match="not a gzip file"): data.read_log(tmp_path/"a.csv.gz", SHOP)
-    with pytest.raises(FileNotFoundError, match="no such file"): data.read_log(tmp_path/"none.csv", SHOP)
+    with pytest.raises(ValueError, match="not a gzip file"): logs.read_log(tmp_path/"a.csv.gz", SHOP)
+    with pytest.raises(FileNotFoundError, match="no such file"): logs.read_log(tmp_path/"none.csv", SHOP)
     (tmp_path/"a.parquet").write_bytes(b"no")
-    with pytest.raises(ValueError): data.read_log(tmp_path/"a.parquet", SHOP)
+    with pytest.raises(ValueError): logs.read_log(tmp_path/"a.parquet", SHOP)
 
 
 # Coupons
@@ -524,12 +705,17 @@ def away(tmp_path, monkeypatch):
     monkeypatch.delenv("MULTISCENE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path/"cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path/"cache"))
-    monkeypatch.setattr(data, "_COUPONS_URL", "http://127.0.0.1:9/none.zip")
-    monkeypatch.setattr(data, "_COUPON_ROWS", len(OFFERS))
-    return tmp_path
+    monkeypatch.setattr(logs, "_COUPONS_URL", "http://127.0.0.1:9/none.zip")
+    monkeypatch.setattr(logs, "_COUPON_ROWS", len(OFFERS))
+    monkeypatch.setattr(logs, "_COUPON_SHA256", SURVEY)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the survey")
+        yield tmp_path
 
 
 NAME = "in-vehicle-coupon-recommendation.csv"
+SURVEY = hashlib.sha256(coupon_csv().encode()).hexdigest()  # of the text under the course's own names
+FLIPPED = coupon_csv().replace(",1\n", ",2\n").replace(",0\n", ",1\n").replace(",2\n", ",0\n")  # every answer turned round
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -538,7 +724,7 @@ def test_coupons_from_a_path(away, old, name):
     (away/"in-vehicle-coupon").mkdir()
     path = write(away/name, coupon_csv(old))
     for given_path in (path, str(path), away):
-        frame = data.load_coupons(given_path)
+        frame = logs.load_coupons(given_path)
         assert frame.columns.tolist() == [*COLUMNS, "respondent"] and len(frame) == len(OFFERS)
         assert frame.respondent.tolist() == [0, 0, 1, 2, 2] and frame.age.tolist()[2:4] == ["50plus", "21"]
         assert frame.Bar.isna().sum() == 2 and frame.car.isna().all()
@@ -548,27 +734,79 @@ def test_coupons_look_at_the_variable_then_the_cache(away, monkeypatch):
     cache, named = away/"cache/multiscene_rec/in-vehicle-coupon", away/"named"
     for folder in (cache, named): folder.mkdir(parents=True)
     write(cache/NAME, coupon_csv())
-    assert len(data.load_coupons()) == len(OFFERS)
+    assert len(logs.load_coupons()) == len(OFFERS)
     write(named/NAME, coupon_csv().rsplit("\n", 2)[0] + "\n")
     monkeypatch.setenv("MULTISCENE_DATA", str(named))
-    assert len(data.load_coupons()) == len(OFFERS) - 1
+    with pytest.warns(UserWarning, match="has 4 rows, the survey has 5; it is read as it is"): assert len(logs.load_coupons()) == len(OFFERS) - 1
     monkeypatch.setenv("MULTISCENE_DATA", str(away/"nowhere"))
-    assert len(data.load_coupons()) == len(OFFERS)
+    assert len(logs.load_coupons()) == len(OFFERS)
 
 
 def test_coupons_name_what_is_wrong(away):
-    with pytest.raises(FileNotFoundError, match="no in-vehicle-coupon-recommendation.csv .* at"): data.load_coupons(away)
+    with pytest.raises(FileNotFoundError, match="no in-vehicle-coupon-recommendation.csv .* at"): logs.load_coupons(away)
     path = write(away/NAME, coupon_csv(drop=["coupon", "Y"]))
-    with pytest.raises(ValueError, match="missing column 'coupon', 'Y'"): data.load_coupons(path)
-    with pytest.raises(ValueError, match="no coupon file"): data.load_coupons(write(away/NAME, ""))
+    with pytest.raises(ValueError, match="missing column 'coupon', 'Y'"): logs.load_coupons(path)
+    with pytest.raises(ValueError, match="no coupon file"): logs.load_coupons(write(away/NAME, ""))
     (away/(NAME + ".gz")).write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="no coupon file"): data.load_coupons(away/(NAME + ".gz"))
+    with pytest.raises(ValueError, match="no coupon file"): logs.load_coupons(away/(NAME + ".gz"))
 
 
+@pytest.mark.wrong("the coupon file is not here and could not be fetched (…): get … and put … from it into …, or into a folder named by MULTISCENE_DATA", area="files",
+                   cause="There is no network, or the server did not answer in time, or sent something else.", remedy="Fetch the archive with a browser, and put the file where the message says.")
 def test_offline_says_where_to_get_it_and_where_to_put_it(away):
-    with pytest.raises(FileNotFoundError) as e: data.load_coupons(timeout=2)
-    for part in (data._COUPONS_URL, NAME, str(away/"cache/multiscene_rec/in-vehicle-coupon"), "MULTISCENE_DATA"): assert part in str(e.value)
+    with pytest.raises(FileNotFoundError) as e: logs.load_coupons(timeout=2)
+    for part in (logs._COUPONS_URL, NAME, str(away/"cache/multiscene_rec/in-vehicle-coupon"), "MULTISCENE_DATA"): assert part in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.wrong("… is not the survey: the SHA-256 of its content is …, expected …; delete the file, and it is fetched again", area="files",
+                   cause="The coupon file in your cache was changed, or is another one.", remedy="Delete the file that is named, and it is fetched again.")
+@pytest.mark.wrong("… is not the survey: the SHA-256 of its content is …, expected …; it is read as it is", area="files",
+                   cause="A coupon file that you named yourself differs from the one of which the course tells.", remedy="It is only a warning: numbers will differ from those of the course.")
+@pytest.mark.wrong("… has … rows, the survey has …; delete the file, and it is fetched again", area="files", cause="The coupon file in your cache is not whole.",
+                   remedy="Delete the file that is named, and it is fetched again.")
+def test_a_copy_that_is_not_the_survey(away, monkeypatch):
+    cache, named = away/"cache/multiscene_rec/in-vehicle-coupon", away/"named"
+    for folder in (cache, named): folder.mkdir(parents=True)
+    other = hashlib.sha256(FLIPPED.encode()).hexdigest()
+    write(cache/NAME, FLIPPED)
+    with pytest.raises(ValueError) as e: logs.load_coupons()
+    assert str(e.value) == f"{cache/NAME} is not the survey: the SHA-256 of its content is {other}, expected {SURVEY}; delete the file, and it is fetched again"
+    write(cache/NAME, coupon_csv().rsplit("\n", 2)[0])
+    with pytest.raises(ValueError, match="has 4 rows, the survey has 5; delete the file, and it is fetched again"): logs.load_coupons()
+    path = write(named/NAME, FLIPPED)
+    monkeypatch.setenv("MULTISCENE_DATA", str(named))
+    for given_path in (path, named, None):
+        with pytest.warns(UserWarning) as said: frame = logs.load_coupons(given_path)
+        assert str(said[0].message) == f"{path} is not the survey: the SHA-256 of its content is {other}, expected {SURVEY}; it is read as it is"
+        assert said[0].filename == __file__ and frame.Y.tolist() == [1 - row["Y"] for row in OFFERS]
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("name", [NAME, NAME + ".gz"])
+def test_the_survey_in_the_cache_however_it_is_written(away, old, name):
+    (away/"cache/multiscene_rec/in-vehicle-coupon").mkdir(parents=True)
+    write(away/"cache/multiscene_rec/in-vehicle-coupon"/name, coupon_csv(old).replace("\n", "\r\n"))
+    assert logs.load_coupons().Y.tolist() == [row["Y"] for row in OFFERS]
+
+
+def test_five_rows_are_not_the_survey(tmp_path, monkeypatch):
+    "With the numbers of the real one: no test has changed them here."
+    monkeypatch.delenv("MULTISCENE_DATA", raising=False)
+    monkeypatch.setattr(logs, "_cache_dir", lambda: tmp_path)
+    write_to = tmp_path/"in-vehicle-coupon"
+    write_to.mkdir()
+    write(write_to/NAME, coupon_csv())
+    with pytest.raises(ValueError, match="has 5 rows, the survey has 12684; delete the file"): logs.load_coupons()
+
+
+def test_home_is_expanded(away, monkeypatch):
+    monkeypatch.setenv("HOME", str(away))
+    monkeypatch.setenv("USERPROFILE", str(away))
+    write(away/NAME, coupon_csv())
+    assert len(logs.load_coupons("~")) == len(logs.load_coupons(f"~/{NAME}")) == len(OFFERS)
+    monkeypatch.setenv("MULTISCENE_DATA", "~")
+    assert len(logs.load_coupons()) == len(OFFERS)
 
 
 def zipped(text, name=NAME):
@@ -584,16 +822,17 @@ def server(away, monkeypatch):
         def do_GET(self):
             server.asked += 1
             time.sleep(server.delay)
+            if server.body: return server.body(self.wfile)
             self.send_response(server.status)
-            self.send_header("Content-Length", str(len(server.answer)))
+            self.send_header("Content-Length", server.length or str(len(server.answer)))
             self.end_headers()
             self.wfile.write(server.answer[:server.cut])
         def log_message(self, *_): pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None # a client that gave up is what some tests want
-    server.answer, server.status, server.delay, server.cut, server.asked = b"", 200, 0, None, 0
+    server.answer, server.status, server.delay, server.cut, server.asked, server.length, server.body = b"", 200, 0, None, 0, None, None
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(data, "_COUPONS_URL", f"http://127.0.0.1:{server.server_port}/coupons.zip")
+    monkeypatch.setattr(logs, "_COUPONS_URL", f"http://127.0.0.1:{server.server_port}/coupons.zip")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield server
     server.shutdown()
@@ -605,9 +844,9 @@ def cached(away): return sorted(p.name for p in (away/"cache/multiscene_rec").rg
 
 def test_download_once(away, server, capsys):
     server.answer = zipped(coupon_csv(old=False))
-    assert data.load_coupons().coupon.tolist() == [row["coupon"] for row in OFFERS]
+    assert logs.load_coupons().coupon.tolist() == [row["coupon"] for row in OFFERS]
     assert cached(away) == [NAME]
-    data.load_coupons()
+    logs.load_coupons()
     assert server.asked == 1
     assert capsys.readouterr().err == "" # no progress bar where there is no terminal
 
@@ -615,37 +854,110 @@ def test_download_once(away, server, capsys):
 @pytest.mark.parametrize("answer, status, cut, error, says", [
     (zipped(coupon_csv()), 404, None, FileNotFoundError, "404"), (b"<html>", 200, None, FileNotFoundError, "not a zip"),
     (zipped(coupon_csv()), 200, 100, FileNotFoundError, "could not be fetched"), (zipped("", "other.csv"), 200, None, ValueError, "holds no"),
-    (zipped(coupon_csv().rsplit("\n", 2)[0] + "\n"), 200, None, ValueError, "4 rows, expected 5"),
+    (zipped(coupon_csv().rsplit("\n", 2)[0] + "\n"), 200, None, ValueError, "has 4 rows, the survey has 5; try again later, or give the path of a copy that you trust"),
+    (zipped(FLIPPED), 200, None, ValueError, f"/coupons.zip is not the survey: the SHA-256 of its content is [0-9a-f]{{64}}, expected {SURVEY}; try again later"),
     (zipped(coupon_csv(drop=["Y"])), 200, None, ValueError, "missing column 'Y'")])
 def test_a_bad_download_leaves_nothing(away, server, answer, status, cut, error, says):
     server.answer, server.status, server.cut = answer, status, cut
-    with pytest.raises(error, match=says): data.load_coupons()
+    with pytest.raises(error, match=says): logs.load_coupons()
     assert cached(away) == []
 
 
 def test_a_silent_server_is_given_up(away, server):
     server.delay = 3
     start = time.monotonic()
-    with pytest.raises(FileNotFoundError, match="timed out"): data.load_coupons(timeout=.3)
+    with pytest.raises(FileNotFoundError, match="timed out"): logs.load_coupons(timeout=.3)
     assert time.monotonic() - start < 2.5 and cached(away) == []
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "1e9", "²", "", "0x10"])
+def test_a_length_that_is_no_number_says_nothing(away, server, length):
+    def answer(out): out.write(f"HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("utf-8") + zipped(coupon_csv()))
+    server.body = answer
+    assert len(logs.load_coupons()) == len(OFFERS) and cached(away) == [NAME]
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n"], ids=["headers", "body"])
+def test_a_server_that_trickles_is_given_up(away, server, start):
+    def trickle(out):
+        out.write(start)
+        for byte in b"HTTP/1.0 200 OK\r\n" + b"X: " + b"a"*1000:
+            out.write(bytes([byte]))
+            out.flush()
+            time.sleep(.05)
+    server.body, begin = trickle, time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched \(timed out: the download took longer than 0.4 seconds\): get http"):
+        logs.load_coupons(timeout=5, limit=.4)
+    assert time.monotonic() - begin < 3 and cached(away) == []
+
+
+def test_an_endless_answer_is_cut_off(away, server, monkeypatch):
+    monkeypatch.setattr(logs, "_MOST_PACKED", 200_000)
+    sent = []
+    def flood(out):
+        out.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        for _ in range(5000): sent.append(out.write(bytes(100_000)))  # half a gigabyte
+    server.body = flood
+    with pytest.raises(FileNotFoundError, match="more than 200,000 bytes came, far more than the survey has"): logs.load_coupons()
+    assert len(sent) < 500 and cached(away) == []
+
+
+def bomb(claims=None):
+    "A zip file of some kilobytes that unpacks to 60 megabytes; it may say that they are fewer."
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
+        with z.open(NAME, "w") as f:
+            for _ in range(60): f.write(bytes(1_000_000))
+    real, content = struct.pack("<I", 60_000_000), out.getvalue()
+    assert content.count(real) >= 1
+    return content if claims is None else content.replace(real, struct.pack("<I", claims))
+
+
+@pytest.mark.parametrize("claims, error, says", [(None, ValueError, "unpacks to more than 50,000,000 bytes"), (1000, FileNotFoundError, "could not be fetched"),
+                                                 (49_000_000, FileNotFoundError, "could not be fetched")])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(away, server, claims, error, says):
+    server.answer = bomb(claims)
+    assert len(server.answer) < 100_000
+    tracemalloc.start()
+    with pytest.raises(error, match=says): logs.load_coupons()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (5e6 if claims is None or claims < 10**6 else 2.5*claims) and cached(away) == []
+
+
+@pytest.mark.parametrize("flag", [1, 8])
+def test_a_zip_file_that_cannot_be_opened(away, server, flag):
+    "With a password, or by a method that nobody knows."
+    content = bytearray(zipped(coupon_csv()))
+    at = content.index(b"PK\x01\x02")
+    for place in (6, at + 8): content[place] |= flag if flag == 1 else 0
+    if flag == 8:
+        for place in (8, at + 10): content[place] = 99
+    server.answer = bytes(content)
+    with pytest.raises(FileNotFoundError, match="could not be fetched"): logs.load_coupons()
+    assert cached(away) == []
 
 
 def test_a_cache_that_cannot_be_made(away, monkeypatch):
     (away/"file").write_text("")
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"): monkeypatch.setenv(name, str(away/"file"))
-    with pytest.raises(FileNotFoundError, match="could not be fetched"): data.load_coupons()
+    with pytest.raises(FileNotFoundError, match="could not be fetched"): logs.load_coupons()
 
 
 def test_cache_without_the_variable(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert data._cache_dir() == tmp_path/".cache"/"multiscene_rec"
+    assert logs._cache_dir() == tmp_path/".cache"/"multiscene_rec"
 
 
 @pytest.mark.coupons
 def test_the_real_coupons():
-    frame = data.load_coupons()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning would say that it is another file
+        frame = logs.load_coupons()
+    flipped = frame[list(COLUMNS)].assign(Y=1 - frame.Y)
+    with pytest.raises(ValueError, match=f"expected {logs._COUPON_SHA256}"): logs._check_coupons(flipped, "x", "")
     assert frame.shape == (12_684, 27) and frame.respondent.nunique() == 567 and frame.respondent.value_counts().max() == 110
     assert frame.coupon.nunique() == 5 and frame.Y.mean() == pytest.approx(.568, abs=5e-4)
     assert frame.drop(columns="respondent").duplicated().sum() == 74
@@ -678,7 +990,7 @@ def original(folder):
 def test_movielens_from_both_layouts(tmp_path, make):
     make(tmp_path/"ml-100k")
     for path in (tmp_path, tmp_path/"ml-100k", next((tmp_path/"ml-100k").iterdir())):
-        films = data.load_movielens_100k(path)
+        films = logs.load_movielens_100k(path)
         assert films.events.to_dict("list") == dict(user_id=[1, 2, 3], item_id=[1, 2, 1], scenario=["<25", "35+", "25-34"],
             timestamp=[881250949, 881250950, 881250951], rating=[5, 3, 4], clicked=[1, 0, 1])
         assert films.items.title.tolist() == ["Toy Story", '"Quoted"'] and films.items.year[0] == 1995 and films.items.year.isna()[1]
@@ -692,10 +1004,10 @@ def test_movielens_from_an_installed_recbole(tmp_path, monkeypatch):
     atomic(package/"dataset_example/ml-100k")
     (package/"__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path/"site"))
-    assert len(data.load_movielens_100k().events) == 3
+    assert len(logs.load_movielens_100k().events) == 3
 
 
 def test_movielens_says_how(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"at .*: pip install --no-deps recbole .*grouplens"): data.load_movielens_100k(tmp_path)
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="no MovieLens-100K here"): data.load_movielens_100k()
+    with pytest.raises(FileNotFoundError, match=r"at .*: pip install --no-deps recbole .*grouplens"): logs.load_movielens_100k(tmp_path)
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="no MovieLens-100K here"): logs.load_movielens_100k()
