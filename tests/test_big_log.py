@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiscene_rec import data, preprocess
+from multiscene_rec import data, logs, preprocess
 
 SCHEMA = data.Schema(categorical=("category", "brand"), numeric=("price",), item_columns=("category", "brand", "price"))
 FRACTIONS = (.8, .08, .12)
@@ -37,7 +37,7 @@ def walk(path):
         nonlocal start
         seconds[name], start = round(time.perf_counter() - start, 2), time.perf_counter()
         return out
-    raw = done("read_log", data.read_log(path, SCHEMA))
+    raw = done("read_log", logs.read_log(path, SCHEMA))
     log, report = done("clean", preprocess.clean(raw, SCHEMA))
     train, _, _ = done("time_split", preprocess.time_split(log, SCHEMA, FRACTIONS))
     prep = done("fit", preprocess.Preprocessor(SCHEMA).fit(train))
@@ -62,7 +62,7 @@ def main(path):
 
 def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
     events, _ = write_log(tmp_path/"log.csv", 200_000, part=100_000)
-    monkeypatch.setattr(data, "_CHUNK", 30_000)
+    monkeypatch.setattr(logs, "_CHUNK", 30_000)
     monkeypatch.setattr(preprocess, "_BLOCK", 2**16)
     raw, log, report, train, prep, batch, _ = walk(tmp_path/"log.csv")
     wanted = pd.concat([events, events.assign(user_id=events.user_id + 4000)], ignore_index=True)
@@ -83,8 +83,8 @@ def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
         np.testing.assert_allclose(found[:, names.index("seen all items")], np.log1p(shown), rtol=1e-6)
         np.testing.assert_allclose(found[:, names.index("liked all items")], (clicks - rate*shown)/np.sqrt(1 + shown), rtol=1e-5, atol=1e-6)
         assert (batch.present_table[at, s].numpy() == (shown > 0)).all() and (found[:, names.index(f"in {name}")] == 1).all()
-    logs = np.log1p(train.price) if train.price.skew() > 1 else train.price
-    np.testing.assert_allclose(batch.dense[:, 0], (logs - logs.mean())/logs.std(ddof=0), rtol=1e-4, atol=1e-5)
+    price = np.log1p(train.price) if train.price.skew() > 1 else train.price
+    np.testing.assert_allclose(batch.dense[:, 0], (price - price.mean())/price.std(ddof=0), rtol=1e-4, atol=1e-5)
     assert batch.label.tolist() == train.clicked.tolist()
     for k, c in enumerate(prep.spec.fields):
         assert prep.vocabularies[c].decode(batch.fields[::997, k].numpy() - prep.spec.offsets[k]) == train[c].iloc[::997].tolist()
