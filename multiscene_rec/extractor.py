@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['relu_backward', 'dead_units', 'relu_scale', 'he_std', 'he_init', 'ReLUExtractor', 'relu_interpolate',
-           'embedding_backward', 'FieldRows', 'FieldEmbedding']
+           'embedding_backward', 'FieldEmbedding']
 
 # %% ../nbs/04_extractor.ipynb #2364705f
 import math
@@ -164,21 +164,43 @@ def embedding_backward(
     if B and (ids.min() < 0 or ids.max() >= n): raise ValueError(f"ids must be from 0 to n - 1 = {n - 1}, got {ids.min()} to {ids.max()}")
     return g.new_zeros(n, d).index_add(0, ids, g)
 
-# %% ../nbs/04_extractor.ipynb #84ebe55d
-class FieldRows(nn.Module):
-    """Where each field's rows are in one table: field f owns the rows from `offsets[f]` up to, not including, `ends[f]`.
+# %% ../nbs/04_extractor.ipynb #10e89269
+def _check_fields(fields, offsets, ends, names):
+    "Return `fields` if each column stays within its field's rows, else raise a ValueError that names the field."
+    check_shape(fields, "B F", F=len(names))
+    if fields.dtype not in (torch.int64, torch.int32): raise ValueError(f"fields must be int64 ids, got {fields.dtype}; call .long()")
+    if not len(fields): return fields
+    low, high = torch.aminmax(fields, dim=0)
+    if ((low >= offsets) & (high < ends)).all(): return fields
+    row, f = (((fields < offsets) | (fields >= ends)).nonzero())[0].tolist()
+    at, start, end = int(fields[row, f]), int(offsets[f]), int(ends[f])
+    raise ValueError(f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to {end - start - 1} (table row {at}, the field owns {start} to {end - 1}); "
+                     "pass local ids through offset once, and send values never seen to 0, unknown")
 
-    Raises: `ValueError` if there is no field or a field has no row.
+# %% ../nbs/04_extractor.ipynb #b6491645
+class FieldEmbedding(nn.Module):
+    """One embedding table for all categorical fields: field f owns the rows from `offsets[f]` up to, not including, `ends[f]`.
+
+    The first row of each field, local id 0, stands for unknown and starts at zero.
+
+    Raises: `ValueError` if there is no field, a field has no row, `d` is below 1 or `std` below 0.
     """
     def __init__(self,
         sizes: Mapping[str, int] | Sequence[int], # Rows of each field, unknown included; names, if given, serve the error messages
+        d: int, # Numbers per id
+        std: float = 0.05, # Standard deviation of the start values
     ):
         super().__init__()
         named = dict(sizes) if isinstance(sizes, Mapping) else {f"number {f}": n for f, n in enumerate(sizes)}
-        if not named or min(named.values()) < 1: raise ValueError(f"one or more fields of one or more rows each are needed, got {named}")
-        self.names, self.sizes = tuple(named), tuple(named.values())
+        if not named or min(named.values()) < 1:
+            raise ValueError(f"one or more fields of one or more rows each are needed, got {named}")
+        if d < 1 or std < 0: raise ValueError(f"d must be 1 or more and std not negative, got d={d} and std={std}")
+        self.names, self.sizes, self.d = tuple(named), tuple(named.values()), d
         self.register_buffer("offsets", torch.tensor([0, *accumulate(self.sizes)][:-1]), persistent=False)
         self.register_buffer("ends", self.offsets + torch.tensor(self.sizes), persistent=False)
+        self.table = nn.Embedding(sum(self.sizes), d)
+        nn.init.normal_(self.table.weight, std=std)
+        with torch.no_grad(): self.table.weight[self.offsets] = 0
 
     def offset(self,
         local_ids: torch.Tensor, # (B, F) int64: ids counted within each field; 0 is unknown
@@ -194,38 +216,6 @@ class FieldRows(nn.Module):
     ) -> torch.Tensor: # The same tensor
         "Return the ids if all are in their field's rows. Raises: `ValueError` naming the field, the row and the id if not."
         return _check_fields(fields, self.offsets, self.ends, self.names)
-
-# %% ../nbs/04_extractor.ipynb #10e89269
-def _check_fields(fields, offsets, ends, names):
-    "Return `fields` if each column stays within its field's rows, else raise a ValueError that names the field."
-    check_shape(fields, "B F", F=len(names))
-    if fields.dtype not in (torch.int64, torch.int32): raise ValueError(f"fields must be int64 ids, got {fields.dtype}; call .long()")
-    if not len(fields): return fields
-    low, high = torch.aminmax(fields, dim=0)
-    if ((low >= offsets) & (high < ends)).all(): return fields
-    row, f = (((fields < offsets) | (fields >= ends)).nonzero())[0].tolist()
-    at, start, end = int(fields[row, f]), int(offsets[f]), int(ends[f])
-    raise ValueError(f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to {end - start - 1} (table row {at}, the field owns {start} to {end - 1}); "
-                     "pass local ids through offset once, and send values never seen to 0, unknown")
-
-# %% ../nbs/04_extractor.ipynb #b6491645
-class FieldEmbedding(FieldRows):
-    """One embedding table for all categorical fields, each field with its own rows in it.
-
-    The first row of each field, local id 0, stands for unknown and starts at zero.
-
-    Raises: `ValueError` if there is no field, a field has no row, `d` is below 1 or `std` below 0.
-    """
-    def __init__(self,
-        sizes: Mapping[str, int] | Sequence[int], # Rows of each field, unknown included; names, if given, serve the error messages
-        d: int, # Numbers per id
-        std: float = 0.05, # Standard deviation of the start values
-    ):
-        super().__init__(sizes)
-        if d < 1 or std < 0: raise ValueError(f"d must be 1 or more and std not negative, got d={d} and std={std}")
-        self.d, self.table = d, nn.Embedding(sum(self.sizes), d)
-        nn.init.normal_(self.table.weight, std=std)
-        with torch.no_grad(): self.table.weight[self.offsets] = 0
 
     def forward(self,
         fields: torch.Tensor, # (B, F) int64: ids already offset into the one table, as in Batch.fields

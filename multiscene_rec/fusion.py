@@ -13,14 +13,12 @@ import math
 import torch
 from torch import nn
 
+from .checks import whole_number
 from .core import check_shape
 
 # %% ../nbs/05_fusion.ipynb #5ff8b00f
 def _check_sizes(d, n_scenarios, d_query):
-    "Sizes are whole numbers of 1 or more."
-    for name, size in dict(d=d, n_scenarios=n_scenarios, d_query=d_query).items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {size!r}")
+    for name, size in dict(d=d, n_scenarios=n_scenarios, d_query=d_query).items(): whole_number(name, size)
 
 def _check_inputs(h, present, query, scenario, d, n_scenarios, d_query):
     "Shapes always; the scenario ids only where looking at them is free: on the CPU and outside a compiler."

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .checks import whole_number
+
 # %% ../nbs/07_metrics.ipynb #f7acfd40
 def _array(x):
     if not isinstance(x, torch.Tensor): return np.asarray(x)
@@ -51,11 +53,6 @@ def _codes(ids, name, rows, sort=False):
     codes, values = pd.factorize(a, sort=sort)
     if (codes < 0).any(): raise ValueError(f"{name} is missing in row {(codes < 0).argmax()}: drop such rows or give them an id")
     return codes, values
-
-def _check_k(k):
-    if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"k must be a whole number, 1 or larger, got {k!r}")
-    return int(k)
 
 # %% ../nbs/07_metrics.ipynb #20e71b2d
 def accuracy(
@@ -218,7 +215,7 @@ def precision_at_k(
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
     """
-    k = _check_k(k)
+    k = whole_number("k", k)
     y, g, place = _places(label, score, user, "precision_at_k")
     return float((_per_clicker(y * (place <= k), y, g) / k).mean())
 
@@ -235,7 +232,7 @@ def recall_at_k(
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
     """
-    k = _check_k(k)
+    k = whole_number("k", k)
     y, g, place = _places(label, score, user, "recall_at_k")
     return float((_per_clicker(y * (place <= k), y, g) / _per_clicker(y, y, g)).mean())
 
@@ -252,7 +249,7 @@ def hit_rate_at_k(
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
     """
-    k = _check_k(k)
+    k = whole_number("k", k)
     y, g, place = _places(label, score, user, "hit_rate_at_k")
     return float((_per_clicker(y * (place <= k), y, g) > 0).mean())
 
@@ -269,7 +266,7 @@ def mrr(
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
     """
-    k = np.inf if k is None else _check_k(k)
+    k = np.inf if k is None else whole_number("k", k)
     y, g, place = _places(label, score, user, "mrr")
     _, first = np.unique(g[y == 1], return_index=True)      # places rise inside a user, so the first is the best
     best = place[y == 1][first]
@@ -288,7 +285,7 @@ def dcg_at_k(
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
     """
-    k = _check_k(k)
+    k = whole_number("k", k)
     y, g, place = _places(label, score, user, "dcg_at_k")
     return float(_per_clicker(y * (place <= k) / np.log2(1 + place), y, g).mean())
 
@@ -307,7 +304,7 @@ def ndcg_at_k(
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
     """
-    k = _check_k(k)
+    k = whole_number("k", k)
     y, g, place = _places(label, score, user, "ndcg_at_k")
     discount = (place <= k) / np.log2(1 + place)
     clicks = np.bincount(g, weights=y)
@@ -341,10 +338,6 @@ def _lookup(ids, table, name):
     if (rows < 0).any(): raise ValueError(f"item {ids[rows < 0][0]!s} is in lists and not in {name}: add it there")
     return rows
 
-def _check_count(n, name):
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"{name} must be a whole number, 1 or larger, got {n!r}")
-
 # %% ../nbs/07_metrics.ipynb #b6cab90b
 def catalogue_coverage(
     lists: list | dict | np.ndarray | torch.Tensor, # One list of item ids per user; negative or missing = empty place
@@ -356,7 +349,7 @@ def catalogue_coverage(
 
     Raises: `ValueError` if lists is empty or not one list per user, or holds more items than n_items.
     """
-    _check_count(n_items, "n_items")
+    whole_number("n_items", n_items)
     shown = len(pd.unique(_flat(lists)[0]))
     if shown > n_items: raise ValueError(f"n_items is {n_items}, lists holds {shown} different items: count the whole catalogue")
     return shown / int(n_items)
@@ -372,7 +365,7 @@ def user_coverage(
 
     Raises: `ValueError` if lists is empty or not one list per user, or has more lists than n_users.
     """
-    _check_count(n_users, "n_users")
+    whole_number("n_users", n_users)
     served = int((_flat(lists)[2] > 0).sum())
     if served > n_users: raise ValueError(f"n_users is {n_users}, lists serves {served} users: count all users")
     return served / int(n_users)
@@ -527,7 +520,7 @@ def bootstrap_interval(
     than half of the resamples, NaN, lengths that differ or no rows; and what the metric raises on the whole log.
     """
     if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}: 0.95 is usual")
-    _check_count(resamples, "resamples")
+    whole_number("resamples", resamples)
     y, s, g = _bootstrap_columns(label, score, user)
     with_user = _wants_user(metric)
     value = lambda rows, ids: metric(y[rows], s[rows], ids) if with_user else metric(y[rows], s[rows])

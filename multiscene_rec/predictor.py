@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .checks import float_array, whole_number
 from .core import check_shape
 from .extractor import ReLUExtractor
 
@@ -134,15 +135,15 @@ class InterestPredictor(nn.Module):
 
     Formula: (6.10) `wᵀh + b`, after ReLU layers where `hidden` names some.
 
-    Raises: `ValueError` if a width is no positive whole number, or the input is not (B, d_in).
+    Raises: `ValueError` if a width is not a whole number of 1 or more, or the input is not (B, d_in).
     """
     def __init__(self,
         d_in: int, # Width of the feature vector
         hidden: tuple = (), # Widths of the ReLU layers before the last; () is the article's linear head
     ):
         super().__init__()
-        for width in (d_in, *hidden):
-            if not isinstance(width, int) or width < 1: raise ValueError(f"widths must be whole numbers from 1, got {width!r}")
+        whole_number("d_in", d_in)
+        for width in hidden: whole_number("hidden: every width", width)
         self.d_in = d_in
         self.hidden = ReLUExtractor(d_in, tuple(hidden)) if hidden else nn.Identity()
         self.out = nn.Linear(hidden[-1] if hidden else d_in, 1)
@@ -157,8 +158,7 @@ class InterestPredictor(nn.Module):
 # %% ../nbs/06_predictor.ipynb #c87e1beb
 def _label_and_prob(label, prob):
     "Both as float64 arrays of one length, checked."
-    y, p = (x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (label, prob))
-    y, p = y.astype(np.float64), p.astype(np.float64)
+    y, p = float_array(label), float_array(prob)
     if y.ndim != 1 or y.shape != p.shape or not len(y):
         raise ValueError(f"label {y.shape} and prob {p.shape} must be two lists of the same length, at least 1")
     for name, x in (("label", y), ("prob", p)):
@@ -179,7 +179,7 @@ def calibration_table(
     Raises: `ValueError` if lengths differ, values leave [0, 1], there are no rows, or bins is below 1.
     """
     y, p = _label_and_prob(label, prob)
-    if not isinstance(bins, (int, np.integer)) or bins < 1: raise ValueError(f"bins must be a whole number from 1, got {bins!r}")
+    whole_number("bins", bins)
     edges = np.linspace(0, 1, bins + 1)
     at = np.minimum((p*bins).astype(int), bins - 1)
     rows = np.bincount(at, minlength=bins)

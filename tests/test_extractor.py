@@ -265,7 +265,7 @@ def test_embedding_gradient_errors(ids, shape, word):
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_offsets_against_counting(sizes, random):
-    rows = extractor.FieldRows(sizes)
+    rows = extractor.FieldEmbedding(sizes, 2)
     local = [[random.randrange(n) for n in sizes] for _ in range(4)]
     order = [(f, i) for f, n in enumerate(sizes) for i in range(n)] # all rows of the table in order
     want = [[order.index((f, i)) for f, i in enumerate(row)] for row in local]
@@ -326,7 +326,7 @@ def test_form_errors():
 def test_embedding_construction_errors(sizes, d, std):
     with pytest.raises(ValueError): extractor.FieldEmbedding(sizes, d, std)
     if sizes in ([], [3, 0]):
-        with pytest.raises(ValueError, match="one or more"): extractor.FieldRows(sizes)
+        with pytest.raises(ValueError, match="one or more"): extractor.FieldEmbedding(sizes, 2)
 
 
 # --- what later notebooks need of both

@@ -569,7 +569,7 @@ def test_one_class_is_an_error(label):
 @pytest.mark.parametrize("name", at_k)
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", True, math.nan])
 def test_wrong_k(name, k):
-    with pytest.raises(ValueError, match="k must be a whole number, 1 or larger"): call(name, [0, 1], [.1, .2], k=k)
+    with pytest.raises(ValueError, match="k must be a whole number of 1 or more"): call(name, [0, 1], [.1, .2], k=k)
 
 
 @pytest.mark.parametrize("name", at_k)

@@ -241,8 +241,8 @@ def test_head_by_loops(hidden):
 
 def test_head_refuses():
     with pytest.raises(ValueError, match="axis 'd_in': expected 4, got 3"): predictor.InterestPredictor(4)(torch.zeros(2, 3))
-    for d_in, hidden in ((0, ()), (4, (8, 0)), (4, (2.5,))):
-        with pytest.raises(ValueError, match="widths must be whole numbers"): predictor.InterestPredictor(d_in, hidden)
+    for d_in, hidden, name in ((0, (), "d_in"), (4, (8, 0), "hidden: every width"), (4, (2.5,), "hidden: every width")):
+        with pytest.raises(ValueError, match=f"^{name} must be a whole number of 1 or more"): predictor.InterestPredictor(d_in, hidden)
 
 
 def test_head_learns():
@@ -322,7 +322,7 @@ def test_noise_is_the_spread_of_the_gap():
 @pytest.mark.parametrize("label, prob, bins, says", [
     ([1, 0], [.5], 10, "same length"), ([], [], 10, "same length"), ([[1]], [[.5]], 10, "same length"),
     ([1, 0], [.5, 3.], 10, "prob must lie in .* row 1 is 3.0"), ([2], [.5], 10, "label must lie"),
-    ([1], [math.nan], 10, "prob must lie"), ([1], [.5], 0, "whole number from 1"), ([1], [.5], 2.5, "whole number from 1")])
+    ([1], [math.nan], 10, "prob must lie"), ([1], [.5], 0, "bins must be a whole number of 1 or more"), ([1], [.5], 2.5, "bins must be a whole number of 1 or more")])
 def test_calibration_refuses(label, prob, bins, says):
     for f in (predictor.calibration_table, predictor.expected_calibration_error, predictor.plot_calibration):
         with pytest.raises(ValueError, match=says): f(label, prob, bins)
