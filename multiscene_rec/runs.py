@@ -1,0 +1,599 @@
+"""A run of the command: read a log, train, judge, keep everything in one folder, use it later. Written by hand; it teaches nothing.
+
+The folder of a run: `model/` and `preprocess/` can be shipped; `log/` holds users' data and is a record of its own; `run.json`
+names the checksums of all three, so that parts of two runs never go together. The rest is for readers: metrics, pictures, card.
+"""
+import contextlib
+import importlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import tomllib
+import warnings
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import multiscene_rec
+
+from .checks import damage_named, whole_number
+from .core import pick_device, require, set_seed
+from .data import Schema, log_summary
+from .logs import load_movielens_100k, read_log
+from .metrics import auc, bootstrap_interval, log_loss, report
+from .model import Recommender, build, model_card, model_class, model_names
+from .preprocess import (EventLog, Preprocessor, Vocabulary, clean, group_split, load_log, save_log, time_split,
+                         with_news)
+from .rank import recommend
+from .storage import foreign_file, read_record, replaced_folder, settle, work_folder, write_record, write_whole
+from .train import Checkpoint, FiniteCheck, KeepBest, Progress, attention_map, fit, plot_map, predict
+
+__all__ = ["read_schema", "measure", "column_auc", "find_model", "train_log", "evaluate_log", "list_for", "load_run", "Run",
+           "picture", "plain_text"]
+
+FORMAT = 2
+OURS = ("model", "preprocess", "log", "metrics.csv", "metrics.json", "curve.png", "attention.png", "model_card.md")
+WRITER = "multiscene-rec train"
+MANY_SCENARIOS = 300 # More are a sign of a wrong column: a session, a page, a time
+SUSPECT_COLUMN, SUSPECT_MODEL = .95, .98 # An AUC above which something is probably known only after the click
+
+
+# Words and pictures
+
+def plain_text(
+    text, # Anything to print
+) -> str: # The same, with what would move a terminal's cursor or change its colours written out
+    """Names in a log are data: they are shown, never obeyed."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], str(text))
+
+def say_nothing(text=""): # News that nobody wants
+    pass
+
+def show(frame, digits=3): # A table as text
+    return plain_text(frame.to_string(float_format=lambda x: f"{x:.{digits}f}", na_rep="-"))
+
+def some(names, most=10): # A list in words, not longer than a line
+    names = list(map(repr, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+def as_json(value): # Text of plain data; NaN, which JSON does not have, becomes null
+    plain = lambda x: x.item() if isinstance(x, np.generic) else str(x)
+    return json.dumps(json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None), indent=1, ensure_ascii=False) + "\n"
+
+def picture(
+    figure, # A matplotlib figure; it is closed
+) -> bytes: # Of a png file
+    """A figure, drawn."""
+    import matplotlib.pyplot as plt
+    buffer = io.BytesIO()
+    try: figure.savefig(buffer, format="png", dpi=120)
+    finally: plt.close(figure)
+    return buffer.getvalue()
+
+
+# Which column is what
+
+def read_schema(
+    path: str | Path, # A .json or .toml file with fields of Schema
+) -> Schema: # Which column means what
+    """Read a Schema from a file. A field that is left out keeps its default name; features default to none.
+
+    Raises: `FileNotFoundError`; `ValueError` for text that is not JSON or TOML, a field that Schema does not have, or names
+    that do not go together.
+    """
+    path, known = Path(path), [f.name for f in fields(Schema)]
+    if not path.is_file(): raise FileNotFoundError(f"no such schema file: {path}")
+    kind = "TOML" if path.suffix == ".toml" else "JSON"
+    try: plain = (tomllib.loads if kind == "TOML" else json.loads)(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not {kind}: {e}") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path} must hold fields of a schema, such as {{\"user\": \"customer\"}}, not a {type(plain).__name__}")
+    if wrong := [k for k in plain if k not in known]:
+        raise ValueError(f"{path}: there is no field {wrong[0]!r} in a schema; the fields are {', '.join(known)}")
+    try: return Schema(**(dict(categorical=(), numeric=(), item_columns=()) | plain))
+    except (TypeError, ValueError) as e: raise ValueError(f"{path}: {e}") from None
+
+def _plain_schema(**named): # Without a file: the five columns, and those features of the mall's schema that are not a key here
+    named, usual = {k: v for k, v in named.items() if v}, Schema()
+    if "label" in named: named["label"] = tuple(named["label"]) if not isinstance(named["label"], str) else named["label"]
+    keys = Schema(**named, categorical=(), numeric=(), item_columns=()).required
+    free = lambda names: tuple(c for c in names if c not in keys)
+    return Schema(**named, categorical=free(usual.categorical), numeric=free(usual.numeric), item_columns=free(usual.item_columns))
+
+def _with_features(schema, *tables): # Only those features that there are
+    there = {c for table in tables if table is not None for c in table.columns}
+    kept = {name: tuple(c for c in getattr(schema, name) if c in there) for name in ("categorical", "numeric", "item_columns")}
+    return replace(schema, **kept)
+
+def _without(schema, drop): # The schema without some of its features
+    listed = (*schema.categorical, *schema.numeric)
+    for c in drop:
+        if c not in listed: raise ValueError(f"--drop: {c!r} is not a feature here; the features are {', '.join(listed) or 'none'}")
+    left = lambda names: tuple(c for c in names if c not in drop)
+    history = None if schema.history is None else left(schema.history) or None
+    return replace(schema, categorical=left(schema.categorical), numeric=left(schema.numeric), item_columns=left(schema.item_columns), history=history)
+
+
+# Reading
+
+@dataclass
+class Log:
+    """A log that is ready to be split."""
+    name: str # Where it came from
+    rows: pd.DataFrame # Clean, in order of time
+    users: pd.DataFrame | None # One row per user, or None
+    items: pd.DataFrame | None # One row per item, or None
+    schema: Schema # Which column means what
+    cleaning: object # CleanReport
+    notes: list # Lines that its owner should read
+
+def _side_table(path, key, log, option): # A file of users or items, its ids of the same kind as the log's
+    path = Path(path).expanduser()
+    if not path.is_file(): raise FileNotFoundError(f"{option}: no such file: {path}")
+    if path.suffix == ".parquet": table = require("pyarrow.parquet", "data").read_table(path).to_pandas()
+    else:
+        sep, names = _header(path)
+        if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f"{option}: {path}: column {min(twice)!r} appears twice in the header")
+        try: table = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig", dtype={key: "str"}, skipinitialspace=True)
+        except (ValueError, OSError) as e: raise ValueError(f"{option}: {path} is not a table: {' '.join(str(e).split())}") from None
+    if key not in table: raise ValueError(f"{option}: {path} lacks column {key!r}; there are: {', '.join(map(str, table.columns))}")
+    if pd.api.types.is_numeric_dtype(log[key]):
+        number = pd.to_numeric(table[key], errors="coerce")
+        table[key] = number.where(number % 1 == 0).astype("Int64")
+    if table[key].isna().any():
+        raise ValueError(f"{option}: {path}: column {key!r}, row {int(table[key].isna().argmax()) + 1} below the header has no id such as the log's")
+    return table.astype({key: log[key].dtype})
+
+def _header(path): # The separator, of the four usual ones that which appears most often, and the names
+    with open(path, encoding="utf-8-sig", errors="replace") as f: header = f.readline().rstrip("\r\n")
+    sep = max(",;\t|", key=header.count)
+    return sep, [name.strip().strip('"') for name in header.split(sep)]
+
+def _coverage(log, table, key, option): # What a table of users or items does not know
+    if table is None: return []
+    known, notes = table[key], []
+    new = ~log[key].isin(known)
+    if new.any():
+        ids = log[key][new].nunique()
+        what = "can never be recommended" if option == "--items" else "count as unknown in every column of that file"
+        notes.append(f"{ids:,} of {log[key].nunique():,} ids in column {key!r} are not in the file of {option}: they {what}")
+    return notes
+
+def _raw(path, schema, columns, users, items, time_unit): # (frame, users, items, schema) of a file, or of MovieLens under its name
+    if str(path) == "movielens-100k":
+        if schema is not None or columns or users or items:
+            raise ValueError("movielens-100k brings its own columns, users and items: leave the options that name them out")
+        ml = load_movielens_100k()
+        return ml.events, ml.users, ml.items, ml.schema
+    own = schema if schema is not None else _plain_schema(**(columns or {}))
+    log = read_log(path, own, time_unit=time_unit) if time_unit else read_log(path, own)
+    users, items = (given and _side_table(given, key, log, option) for given, key, option in ((users, own.user, "--users"), (items, own.item, "--items")))
+    return log, users, items, own
+
+def open_log(path, schema, price=None, columns=None, users=None, items=None, time_unit=None, any_time=False, window=5., drop=()):
+    "Read and clean a file; returns a Log."
+    given, (log, users, items, schema) = schema, _raw(path, schema, columns, users, items, time_unit)
+    if given is None: schema = _with_features(schema, log, users, items)
+    schema = _without(schema, drop)
+    if price is not None and price not in log: raise ValueError(f"--price: the log has no column {price!r}; there are: {', '.join(map(str, log.columns))}")
+    when = dict(time_range=None) if any_time or time_unit == "none" else {}
+    rows, cleaning = clean(log, schema, window=window, price=price, **when)
+    for name in schema.labels:
+        soft = ~rows[name].isin((0, 1)).to_numpy()
+        if soft.any():
+            raise ValueError(f"column {name!r}, row {rows.index[soft.argmax()] + 1} below the header: {rows[name].iloc[soft.argmax()]} is a soft label; "
+                             "the command measures AUC, which needs 0 or 1: round the labels, or use fit and predict from Python")
+    names = rows[schema.scenario].unique()
+    if taken := {"macro", "all"} & set(names): raise ValueError(f"a scenario is called {min(taken)!r}, which names a line of the results: rename it in the log")
+    if len(names) > MANY_SCENARIOS:
+        raise ValueError(f"column {schema.scenario!r} names {len(names):,} scenarios ({some(names, 3)}): is it the right column? At most {MANY_SCENARIOS} make sense")
+    notes = [*_coverage(rows, users, schema.user, "--users"), *_coverage(rows, items, schema.item, "--items")]
+    return Log(str(path), rows.sort_values(schema.time, kind="stable"), users, items, schema, cleaning, notes)
+
+def _split(log, by, seed): # train, valid, test; and what to remember of the cut
+    schema = log.schema
+    if by == "user": return group_split(log.rows, schema.user, (.8, .08, .12), seed), dict(by="user", seed=seed)
+    parts = time_split(log.rows, schema)
+    return parts, dict(by="time", valid_from=int(parts[1][schema.time].iloc[0]), test_from=int(parts[2][schema.time].iloc[0]))
+
+def _known(rows, scenarios, schema, what): # Rows of known scenarios; and a line on those that were left out
+    new = ~rows[schema.scenario].isin(scenarios)
+    if not new.any(): return rows, []
+    names, kept = rows[schema.scenario][new].unique(), rows[~new]
+    line = f"{int(new.sum()):,} of {len(rows):,} {what} rows left out: scenario {some(sorted(names))} does not occur in the training rows"
+    if not len(kept): raise ValueError(f"{line}; none is left: train on a log that holds these scenarios early on, or use --split user")
+    return kept, [line]
+
+
+# Measuring
+
+def measure(
+    label: np.ndarray, # (n,) 0 or 1
+    prob: np.ndarray, # (n,) predicted probability of a click
+    scenario: np.ndarray, # (n,) names
+    user: np.ndarray, # (n,) ids
+    base: np.ndarray | None = None, # (n,) what a guess without a model would say, a probability; None leaves that column out
+    resamples: int = 200, # For the intervals
+) -> pd.DataFrame: # The frame of metrics.report, with auc_low, auc_high, log_loss_low, log_loss_high and base_log_loss
+    """A report with 95 % intervals over users; where one class or one user is left, AUC and intervals are NaN.
+
+    Raises: `ValueError` as metrics.report.
+    """
+    table = report(label, prob, scenario, user)
+    for line in table.index.drop("macro"):
+        rows = np.full(len(label), True) if line == "all" else np.asarray(scenario) == line
+        for name, metric in (("auc", auc), ("log_loss", log_loss)):
+            try: low, high = bootstrap_interval(metric, label[rows], prob[rows], user[rows], resamples=resamples)
+            except ValueError: low = high = np.nan
+            table.loc[line, [f"{name}_low", f"{name}_high"]] = low, high
+        if base is not None: table.loc[line, "base_log_loss"] = log_loss(label[rows], base[rows])
+    if base is not None: table.loc["macro", "base_log_loss"] = table.base_log_loss.drop(["macro", "all"]).mean()
+    order = ["rows", "users", "click_rate", "auc", "auc_low", "auc_high", "gauc", "log_loss", "log_loss_low", "log_loss_high", "base_log_loss"]
+    return table[[c for c in order if c in table]]
+
+def column_auc(
+    value: pd.Series, # (n,) numbers, or words and ids
+    label: np.ndarray, # (n,) 0 or 1, both of them
+    numeric: bool, # Whether the column is a quantity
+    seed: int = 0, # Of the folds
+) -> float: # 0.5 to 1; one half tells nothing
+    """How well one column alone tells clicks from the rest: a quantity by its order, words by their click rate in other rows.
+
+    Missing values of a quantity are a group of their own, below all others.
+    """
+    y = np.asarray(label, dtype=float)
+    if numeric:
+        x = pd.to_numeric(value, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+        score = np.where(np.isnan(x), -np.inf, x)
+        score = pd.Series(score).rank().to_numpy()
+    else:
+        code, fold = pd.factorize(value)[0] + 1, np.random.default_rng(seed).integers(5, size=len(y))
+        clicks, rows = (np.bincount(code*5 + fold, w, minlength=(code.max() + 1)*5).reshape(-1, 5) for w in (y, np.ones(len(y))))
+        others = lambda x: (x.sum(1, keepdims=True) - x)[code, fold]
+        score = (others(clicks) + 5*y.mean())/(others(rows) + 5) # five made-up rows of the mean hold back words that are rare
+    found = auc(y, score)
+    return float(max(found, 1 - found))
+
+def suspects(rows, log): # Features of the training rows that tell the label all by themselves: column -> AUC
+    schema, found = log.schema, {}
+    part = rows.sample(min(len(rows), 200_000), random_state=0)
+    label = part[schema.labels[0]].to_numpy(dtype=float)
+    if label.min() == label.max(): return {}
+    for c in (*schema.categorical, *schema.numeric):
+        if c in part: value = part[c]
+        else:
+            key, table = next(((k, t) for k, t in ((schema.item, log.items), (schema.user, log.users)) if t is not None and c in t), (None, None))
+            if table is None: continue
+            value = table[c].reindex(Vocabulary(words=table[key].tolist()).encode(part[key]) - 1)
+        score = column_auc(value.reset_index(drop=True), label, c in schema.numeric)
+        if score > SUSPECT_COLUMN: found[c] = score
+    return found
+
+def _warnings(leaks, metrics): # Lines for the screen and for the card
+    lines = [f"WARNING: column {c!r} alone tells clicks from the rest (AUC {score:.3f} on the training rows). Is it known before the "
+             f"click? If not, leave it out with --drop {c}" for c, score in leaks.items()]
+    best = metrics.loc[metrics.index == "all", "auc"].max()
+    if best > SUSPECT_MODEL and not leaks:
+        lines.append(f"WARNING: an AUC of {best:.3f} on the test rows is too good for clicks. Look for a feature that is known only after the click")
+    return lines
+
+
+# Training
+
+def find_model(
+    name: str, # One of model_names(), or package.module:Class
+) -> str: # The name it is known by
+    """A model by its name; a module of the user's own is imported because the user says so, never because a file does.
+
+    Raises: `ValueError` for a name that is unknown, a module that cannot be imported, or a class that is not a Recommender.
+    """
+    module, _, kind = name.partition(":")
+    if not kind:
+        model_class(name)
+        return name
+    import_module(module)
+    found = sys.modules[module]
+    for part in kind.split("."): found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, Recommender)):
+        raise ValueError(f"--model {name}: {module} has no class {kind!r} that is a Recommender")
+    return found.name
+
+def import_module(name): # A module of the user's, from the folder where the command runs too
+    if os.getcwd() not in sys.path and "" not in sys.path: sys.path.insert(0, os.getcwd())
+    try: importlib.import_module(name)
+    except ImportError as e: raise ValueError(f"module {name!r} cannot be imported: {e}") from e
+
+def _free(out, resume, overwrite): # Is there something in the folder that must not be lost?
+    if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"{out} is a file: name a folder")
+    if foreign := foreign_file(out, "run.json", OURS):
+        raise ValueError(f"{out} holds {foreign!r}, which is not of a run: name a new or an empty folder")
+    done, begun = (Path(out)/"run.json").exists(), _begun(out).exists()
+    if resume and not begun:
+        if done: raise ValueError(f"{out} holds a finished run: nothing is left to resume; name another folder, or --overwrite it")
+        raise FileNotFoundError(f"there is no run for {out} that was begun: leave --resume out")
+    if not (resume or overwrite):
+        if begun: raise ValueError(f"a run for {out} was stopped: --resume goes on with it, --overwrite begins again")
+        if done: raise ValueError(f"{out} holds a trained model: name another folder, or say --overwrite to replace it")
+
+def _begun(out): return work_folder(out)/"checkpoint"/"checkpoint.json" # There while a run is not finished
+
+def _rank(): return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0 # Number of this process, under torchrun
+
+def train_log(
+    log: str | Path, # A .csv, .csv.gz or .parquet file, or movielens-100k
+    out: str | Path, # Folder for the model and all that belongs to it; made if it is not there
+    schema: Schema | None = None, # Which column means what; None: the mall's names, and those of its features that the log has
+    columns: dict | None = None, # Without a schema: other names of the five columns, such as dict(user="who")
+    users: str | Path | None = None, # File with one row per user
+    items: str | Path | None = None, # File with one row per item
+    split: str = "time", # time: the latest rows are the test; user: other users are
+    price: str | None = None, # Column of prices that clean shall check
+    time_unit: str | None = None, # As for read_log; "none" keeps any numbers as they are
+    any_time: bool = False, # Accept times outside 1990 to 2099
+    window: float = 5., # Seconds within which rows of one user, item and scenario are one exposure
+    drop: tuple = (), # Features to leave out
+    resume: bool = False, # Go on with a run that was stopped
+    overwrite: bool = False, # Replace what the folder holds
+    seed: int = 0, # Of the weights, the order of the rows and a split by user
+    say=print, # What to do with a line of news
+    model: str = "interest", # Name of a model, or package.module:Class
+    params: dict | None = None, # Its arguments, such as fusion and towers
+    patience: int = 2, # Stop after so many epochs without a lower validation loss
+    progress: bool = True, # A bar per epoch, where somebody watches
+    **training, # epochs, batch_size, lr, device, precision, as for fit
+) -> pd.DataFrame: # What measure says of the test rows; in other processes than the first an empty frame
+    """Train on a log and write model, preprocessor, log, metrics, pictures and a model card into a folder.
+
+    The folder is made beside its place and swapped in when it is complete: whatever fails leaves the old one as it was.
+
+    Raises: `ValueError`, `FileNotFoundError`, `OSError` for what is wrong with log, options or folder; `KeyboardInterrupt` that
+    names the checkpoint.
+    """
+    training = dict(epochs=10, batch_size=1024, lr=4e-3, precision="fp32", device="auto") | training
+    if split not in ("time", "user"): raise ValueError(f"split is time or user, got {split!r}")
+    name, first = find_model(model), _rank() == 0
+    if not first: say = say_nothing
+    if training["device"] != "auto": pick_device(training["device"])
+    whole_number("patience", patience)
+    out = settle(out)
+    if first or not resume: _free(out, resume, overwrite)
+    with replaced_folder(out) if first else contextlib.nullcontext(work_folder(out)) as work:
+        say(f"Reading {log}")
+        data = open_log(log, schema, price, columns, users, items, time_unit, any_time, window, drop)
+        run = _Training(data, out, work, split, seed, name, dict(params or {}), patience, progress, resume, training, say)
+        metrics = run.go(first)
+        run.about |= dict(price=price, time_unit=time_unit, any_time=any_time, window=window)
+        if first: run.keep(work/"run")
+    return metrics
+
+
+@dataclass
+class _Training:
+    "What is carried from reading to writing."
+    data: Log
+    out: Path
+    work: Path
+    split: str
+    seed: int
+    name: str
+    params: dict
+    patience: int
+    progress: bool
+    resume: bool
+    training: dict
+    say: object
+
+    def go(self, first): # Everything up to the metrics
+        self.ready()
+        schema, train, valid, test = self.data.schema, *self.batches
+        features = [*schema.categorical, *schema.numeric]
+        self.say(f"Features: {', '.join(features) if features else 'none but the ids; name columns of your log in a schema file to use them'}")
+        set_seed(self.seed)
+        self.model = build(self.name, self.prep.spec, **self.params)
+        self.say(f"Learning from {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on {len(test):,}")
+        folder = self.work/"checkpoint"
+        if first and not self.resume: shutil.rmtree(folder, ignore_errors=True)
+        callbacks = (FiniteCheck(), KeepBest(self.patience), *((Progress(),) if self.progress else ()), Checkpoint(folder, self.resume))
+        try: self.log = fit(self.model, train, valid, seed=self.seed, callbacks=callbacks, **self.training)
+        except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(self.out)) from None
+        for row in self.log.frame.to_dict("records"):
+            judged = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}" for k, v in row.items() if k.startswith("valid_auc"))
+            self.say(f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss {row['valid_loss']:.4f}, {judged}"
+                     f"{'   <- kept' if row['epoch'] == self.log.best_epoch else ''}")
+        if not first: return pd.DataFrame()
+        self.say("Measuring on the test rows")
+        self.model.to("cpu")
+        self.metrics = judge(self.model, self.prep, self.parts[2], test, self.rates)
+        self.warned = _warnings(self.leaks, self.metrics)
+        for line in self.warned: self.say(line)
+        self.about = dict(format=FORMAT, log=self.data.name, schema=asdict(schema), split=self.cut, seed=self.seed, model=self.name, params=self.params,
+            training=self.training | dict(patience=self.patience), best_epoch=self.log.best_epoch, rates=self.rates, suspects=self.leaks,
+            rows=dict(read=self.data.cleaning.rows_in, kept=self.data.cleaning.rows_out) | dict(zip(("train", "valid", "test"), map(len, self.parts))), versions=versions())
+        return self.metrics
+
+    def ready(self): # The three batches, the rows they are made of, and what to remember
+        data, say = self.data, self.say
+        say(f"{data.cleaning}\n\n{show(log_summary(data.rows, data.schema))}\n")
+        parts, self.cut = _split(data, self.split, self.seed)
+        scenarios, self.notes = set(parts[0][data.schema.scenario]), list(data.notes)
+        for i, what in ((1, "validation"), (2, "test")):
+            kept, notes = _known(parts[i], scenarios, data.schema, what)
+            parts, self.notes = (*parts[:i], kept, *parts[i + 1:]), self.notes + notes
+        for note in self.notes: say(note)
+        self.leaks = suspects(parts[0], data)
+        say("Counting histories: what each user did before each row")
+        own = getattr(model_class(self.name), "parts", None)
+        self.prep = Preprocessor(data.schema, own(data.schema, data.items) if own else None).fit(parts[0], users=data.users, items=data.items)
+        whole = EventLog(data.rows, data.users, data.schema)
+        self.parts, self.batches = parts, [self.prep.transform(part, log=whole) for part in parts]
+        known = data.rows[data.rows[data.schema.scenario].isin(scenarios)]
+        self.kept_log = EventLog(known if self.cut["by"] == "time" else pd.concat(parts[:2]), data.users, data.schema)
+        self.rates = {name: parts[0].groupby(data.schema.scenario)[name].mean().loc[list(self.prep.scenarios)].tolist() for name in data.schema.labels}
+
+    def keep(self, folder): # Model, preprocessor, log, then what is made for readers; run.json names the checksums of the first three
+        try:
+            belongs = dict(model=self.model.save(folder/"model"), preprocess=self.prep.save(folder/"preprocess"), log=save_log(self.kept_log, folder/"log"))
+            write_whole(folder/"metrics.csv", self.metrics.to_csv().encode())
+            write_whole(folder/"metrics.json", as_json(self.metrics.reset_index().to_dict("records")).encode())
+            axes = self.log.plot()
+            axes.figure.tight_layout()
+            write_whole(folder/"curve.png", picture(axes.figure))
+            if maps := weights(self.model, self.batches[2]): write_whole(folder/"attention.png", picture(plot_map(maps)))
+            write_whole(folder/"model_card.md", self.card().encode())
+            write_record(folder, "run", self.about | dict(belongs=belongs), {})
+        except Exception as e:
+            said = f"{e}; the training is not lost: what was in {self.out} is as it was, and --resume writes the results again"
+            raise (OSError(e.errno, said) if isinstance(e, OSError) else ValueError(said)) from e
+
+    def card(self): # Markdown
+        shown = self.metrics.assign(**{"AUC (95 %)": [_span(*row) for row in self.metrics[["auc", "auc_low", "auc_high"]].to_numpy()],
+                                       "log loss (95 %)": [_span(*row) for row in self.metrics[["log_loss", "log_loss_low", "log_loss_high"]].to_numpy()]})
+        columns = [c for c in ("task", "rows", "users", "click_rate", "AUC (95 %)", "gauc", "log loss (95 %)", "base_log_loss") if c in shown]
+        shown = shown[columns].rename(columns=dict(base_log_loss="log loss of the click rate", gauc="GAUC", click_rate="click rate"))
+        how = ", ".join(f"{k} {v}" for k, v in self.about["training"].items() if v is not None)
+        pictures = "the losses of each epoch: curve.png" + ("; the weights that the model gives to each history: attention.png" if weights(self.model, self.batches[2]) else "")
+        made = [f"trained with: {how}; best epoch {self.log.best_epoch} of {len(self.log.frame)}", pictures]
+        return model_card(self.model, shown, seed=self.seed, title=f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}", data=plain_text(self.data.name),
+                          batch=self.batches[2][:1], rows=[*_data_lines(self), *self.warned], made=made)
+
+
+def weights(model, batch): # Title and map for the picture of attention; None where the model explains no weights
+    if len(model.spec.scenarios) > 40 or model.explain(batch[:1]) is None: return None
+    seen = attention_map(model, batch)
+    if seen.notna().all().all(): return {"weight of each history (test rows with all of them)": seen}
+    return {"mean weight of each history (all test rows)": attention_map(model, batch, complete=False)}
+
+def versions(): # What a result may depend on
+    return dict(multiscene_rec=multiscene_rec.__version__, torch=torch.__version__, numpy=np.__version__, pandas=pd.__version__, python=platform.python_version())
+
+def _when(seconds): # A moment in words, or as it is where it is not one
+    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if 6e8 < seconds < 4.2e9 else f"{int(seconds):,}"
+
+def _data_lines(run): # Of the model card: where the rows came from and where they went
+    log, cut, time, cleaning = run.data, run.cut, run.data.schema.time, run.data.cleaning
+    lines = [f"{cleaning.rows_in:,} rows were read from {plain_text(log.name)}, {cleaning.rows_out:,} were kept."]
+    lines += [f"{rows:,} rows {action} by the rule \"{rule}\" (see 03_preprocess)." for rule, action, rows in cleaning.counts.itertuples(index=False) if rows]
+    lines += [f"The rows run from {_when(log.rows[time].min())} to {_when(log.rows[time].max())}."]
+    how = (f"by time: validation from {_when(cut['valid_from'])}, test from {_when(cut['test_from'])}" if cut["by"] == "time"
+           else f"by user, seed {cut['seed']}: no user is in two parts")
+    train, valid, test = map(len, run.parts)
+    return [*lines, f"Split {how}. {train:,} rows to learn from, {valid:,} to choose the epoch, {test:,} to test.", *(f"{note[0].upper()}{note[1:]}." for note in run.notes)]
+
+def _span(value, low, high): # A number and its interval
+    if np.isnan(value): return "-"
+    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+def _stopped(out): # For Ctrl-C
+    if not _begun(out).exists(): return f"stopped before the first epoch was over: nothing was saved for {out}"
+    return f"stopped; the last whole epoch is kept beside {out}: the same command with --resume goes on from it"
+
+def judge(model, prep, rows, batch, rates): # Metrics of some rows; with several tasks a block of lines for each
+    code, prob, tables = batch.scenario.numpy(), predict(model, batch).numpy(), []
+    names = np.array(prep.scenarios, dtype=object)[code]
+    for k, label in enumerate(prep.schema.labels):
+        p = prob if prob.ndim == 1 else prob[:, k]
+        table = measure(rows[label].to_numpy(), p, names, rows[prep.schema.user].to_numpy(), np.asarray(rates[label])[code])
+        if prob.ndim > 1: table.insert(0, "task", label)
+        tables.append(table)
+    return pd.concat(tables)
+
+
+# Using it later
+
+@dataclass
+class Run:
+    """What train_log wrote."""
+    folder: Path # Where
+    model: Recommender
+    prep: Preprocessor
+    log: EventLog | None # Of the training; None where the folder was shipped without it
+    about: dict # run.json
+
+def load_run(
+    folder: str | Path, # That train_log wrote
+) -> Run:
+    """Read a run back; its parts must be those it was written with.
+
+    Raises: `FileNotFoundError`; `ValueError` naming the file that is damaged or of another run; `ImportError` for a model or a
+    part that is not defined here.
+    """
+    folder = settle(folder)
+    if not folder.is_dir(): raise FileNotFoundError(f"no such folder: {folder}; name the one that train wrote")
+    if not (folder/"run.json").is_file() and _begun(folder).is_file(): raise ValueError(f"the run for {folder} was stopped: finish it with train --resume")
+    about, _ = read_record(folder, "run", WRITER, FORMAT)
+    with damage_named(folder/"run.json", WRITER):
+        belongs, cut = about["belongs"], about["split"]
+        if cut["by"] not in ("time", "user") or cut["by"] == "time" and not isinstance(cut["test_from"], int): raise ValueError("its split is not well formed")
+    for name in ("model", "preprocess", "log"):
+        path = folder/name/f"{name}.json"
+        if name == "log" and not path.is_file(): continue
+        try: found = json.loads(path.read_bytes().decode()).get("checksum") if path.is_file() else None
+        except (ValueError, AttributeError, RecursionError): found = None # its own reader says what is wrong with it
+        if found is not None and found != belongs.get(name):
+            raise ValueError(f"{path} does not belong to this run: it was written by another one; put the run's own file back, or train again")
+    model, prep = Recommender.load(folder/"model"), Preprocessor.load(folder/"preprocess")
+    if model.spec != prep.spec: raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
+    return Run(folder, model, prep, load_log(folder/"log") if (folder/"log"/"log.json").is_file() else None, about)
+
+def _newer(run, path, users): # The log of the training and, if there is one, a newer file; and that file's clean rows
+    schema, about = run.prep.schema, run.about
+    named = str(path) == "movielens-100k"
+    table = None if users is None else _side_table(users, schema.user, pd.DataFrame({schema.user: run.log.ids if run.log is not None else read_log(path, schema)[schema.user]}), "--users")
+    if path is None:
+        if run.log is None: raise ValueError(f"{run.folder} was shipped without its log: give --log FILE with what has happened so far")
+        return run.log, None
+    data = open_log(path, None if named else schema, about.get("price"), time_unit=about.get("time_unit"), any_time=about.get("any_time", False), window=about.get("window", 5.))
+    if run.log is None: return EventLog(data.rows, table if table is not None else data.users, schema), data
+    return with_news(run.log, data.rows, table), data
+
+def evaluate_log(
+    folder: str | Path, # That train_log wrote
+    log: str | Path, # A file with the columns of the training log, or movielens-100k
+    used: bool = False, # Count rows too that the model has learned from
+    users: str | Path | None = None, # A newer file with one row per user
+    say=print, # What to do with a line of news
+) -> pd.DataFrame: # What measure says of the rows
+    """Score a log with a trained model.
+
+    Raises: `ValueError`, `FileNotFoundError` for what is wrong with folder or log, and if no row is left.
+    """
+    run = load_run(folder)
+    schema, cut = run.prep.schema, run.about["split"]
+    whole, data = _newer(run, log, users)
+    rows = data.rows
+    if not used and cut["by"] == "time": rows = rows[rows[schema.time] >= cut["test_from"]]
+    elif not used:
+        if run.log is None: raise ValueError(f"{run.folder} was shipped without its log, so nobody can say which users the model was trained with: --used counts all rows")
+        rows = rows[~rows[schema.user].isin(run.log.ids)]
+    if len(rows) < len(data.rows): say(f"{len(data.rows) - len(rows):,} of {len(data.rows):,} rows left out: the model was trained with them (--used counts them)")
+    if not len(rows): raise ValueError(f"no row of {log} is new to the model: give a newer log, or --used to score what it was trained with")
+    rows, notes = _known(rows, run.prep.scenarios, schema, "log")
+    for note in notes: say(note)
+    return judge(run.model, run.prep, rows, run.prep.transform(rows, log=whole), run.about["rates"])
+
+def list_for(
+    folder: str | Path, # That train_log wrote
+    user: str, # Id as text
+    scenario: str, # Where the list will be shown
+    log: str | Path | None = None, # A newer log
+    users: str | Path | None = None, # A newer file with one row per user
+    **options, # As for recommend: k, exclude_seen, diversity, task
+) -> tuple[pd.DataFrame, str | None]: # The list, and a line of news or None
+    """The list for one user. Raises: as `load_run` and `recommend`."""
+    run = load_run(folder)
+    whole, _ = _newer(run, log, users)
+    if pd.api.types.is_numeric_dtype(whole.ids):
+        try: user = int(user)
+        except ValueError: raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None
+    note = None if user in whole.ids else f"user {user!r} is not in the log: this is a list for a newcomer, without a history"
+    try: return recommend(run.model, run.prep, whole, user, scenario, **options), note
+    except ValueError as e: raise ValueError(str(e).replace("pass exclude_seen=False", "say --seen")) from None
