@@ -11,6 +11,7 @@ __all__ = ['VENUES', 'LEVELS', 'CONTEXT', 'PERSON', 'CANDIDATES', 'FUSED', 'visi
 # %% ../nbs/11_coupons.ipynb #a46e3977
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from .core import check_shape, require, set_seed
 from .data import Batch, Schema
 from .metrics import auc, log_loss, macro_average
 from .model import InterestModel
-from .preprocess import Categories, Feature, Labels, Part, Preprocessor, Spec, group_split
+from .preprocess import Categories, Context, Feature, Labels, Part, Preprocessor, Spec, group_split
 from .train import KeepBest, fit, predict
 
 # %% ../nbs/11_coupons.ipynb #33b08534
@@ -134,8 +135,9 @@ def visits_to_target(
     return np.stack([visit_scale(target), ~np.isnan(target)], 1)
 
 # %% ../nbs/11_coupons.ipynb #0829dcbf
-_SCHEMA = Schema(user="respondent", item="coupon", scenario="place", time="moment", label="Y",
-                 categorical=(*PERSON, *CONTEXT), numeric=(), item_columns=("expiration",))
+_SCHEMA = Schema(
+    user="respondent", item="coupon", scenario="place", time="moment", label="Y",
+    categorical=(*PERSON, *CONTEXT), numeric=(), item_columns=("expiration",))
 
 def _with_keys(frame, scenario): # A survey has no time, and its scenario is one of its columns
     return frame.assign(place=frame[scenario], moment=0, respondent=frame["respondent"] if "respondent" in frame else 0)
@@ -144,55 +146,70 @@ def _needs(frame, columns):
     if missing := [c for c in columns if c not in frame]:
         raise ValueError(f"column {missing[0]!r} is not there; give rows as load_coupons returns them")
 
+def _kinds(frame): # (n,) 0 to 4: whose coupon each row is
+    kind = pd.Index(tuple(VENUES)).get_indexer(frame["coupon"])
+    if (kind < 0).any():
+        row = int((kind < 0).argmax())
+        raise ValueError(f"column 'coupon', row {row}: {frame['coupon'].iloc[row]!r} is unknown; "
+                         f"expected one of {', '.join(VENUES)}")
+    return kind
+
 # %% ../nbs/11_coupons.ipynb #75fb58da
 class VenueVisits(Part):
     """Visits a month become columns of `dense`: pairs of their logarithm and whether the question was answered."""
     def __init__(self,
-        target: bool = False, # To the venue that the coupon is for
-        every: bool = False, # To all five kinds of venue
+        target: bool = False, # Visits to the venue that the coupon is for
+        every: bool = False, # Visits to all five kinds of venue
     ):
         self.target, self.every = bool(target), bool(every)
-        pair = lambda name, of: (Feature(f"{name}, log", "number", 1, of), Feature(f"{name} known", "number", 1, of))
-        self.features = (pair("target visits", "item") if target else ()) + tuple(f for venue in VENUES if every for f in pair(f"visits {venue}", "user"))
+        whose = [("target visits", "item")]*self.target + [(f"visits {v}", "user") for v in VENUES if self.every]
+        self.features = tuple(Feature(name + what, "number", 1, of) for name, of in whose for what in (", log", " known"))
 
-    def transform(self, frame, context):
-        per_month, kind = visits(frame), pd.Index(tuple(VENUES)).get_indexer(frame["coupon"])
-        if self.target and (kind < 0).any(): raise ValueError(f"column 'coupon': {frame['coupon'].iloc[int((kind < 0).argmax())]!r} is unknown; expected one of {', '.join(VENUES)}")
-        parts = [np.zeros((len(frame), 0)), *([visits_to_target(per_month, kind)] if self.target else [])]
-        if self.every: parts += [visits_to_target(per_month, np.full(len(frame), k)) for k in range(len(VENUES))]
-        return {"dense": torch.from_numpy(np.concatenate(parts, 1).astype(np.float32))}, {}
+    def transform(self,
+        frame: pd.DataFrame, # Rows, as from load_coupons
+        context: Context, # Not looked at
+    ) -> tuple[dict, dict]: # dense (B, D), and no tables
+        """Answers to numbers. Raises: `ValueError` naming the row whose answer or kind of coupon is unknown."""
+        per_month, kinds = visits(frame), [_kinds(frame)] if self.target else []
+        if self.every: kinds += [np.full(len(frame), k) for k in range(len(VENUES))]
+        dense = [np.zeros((len(frame), 0)), *(visits_to_target(per_month, kind) for kind in kinds)]
+        return {"dense": torch.from_numpy(np.concatenate(dense, 1).astype(np.float32))}, {}
 
-    def state(self): return dict(target=self.target, every=self.every), {}
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
+        """The switches."""
+        return dict(target=self.target, every=self.every), {}
 
     @classmethod
-    def from_state(cls, about, tensors): return cls(**about)
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # None
+    ) -> "VenueVisits": # Ready
+        """The way back."""
+        return cls(**about)
 
 # %% ../nbs/11_coupons.ipynb #d6c78792
 class VenueHistories(Part):
-    """One history per kind of venue, each pattern of answers stored once; scenarios that are not kinds of venue have none."""
-    def __init__(self,
-        venues: bool = True, # Whether the scenarios are the kinds of venue
-    ):
+    """One history (11.2) for each scenario that is a kind of venue, none for others; each pattern of answers is stored once."""
+    def __init__(self):
         names = (*(f"visits {band}" for band in LEVELS), "visits, log", *(f"at {venue}" for venue in VENUES))
-        self.venues, self.features = bool(venues), (Feature("history", "history", len(names), "user", names),)
+        self.features = (Feature("history", "history", len(names), "user", names),)
 
-    def transform(self, frame, context):
-        if self.venues:
-            pattern, row = np.unique(np.nan_to_num(visits(frame), nan=-1.), axis=0, return_inverse=True)
-            table, present = venue_histories(np.where(pattern < 0, np.nan, pattern))
-        else:
-            S = len(context.scenarios)
-            table, present, row = np.zeros((1, S, self.features[0].size), np.float32), np.zeros((1, S), bool), np.zeros(len(frame), np.int64)
-        return {"history_row": torch.from_numpy(row.reshape(-1))}, {"history_table": torch.from_numpy(table), "present_table": torch.from_numpy(present)}
-
-    def state(self): return dict(venues=self.venues), {}
-
-    @classmethod
-    def from_state(cls, about, tensors): return cls(**about)
+    def transform(self,
+        frame: pd.DataFrame, # Rows, as from load_coupons
+        context: Context, # Its scenarios say whose histories are wanted, and in which order
+    ) -> tuple[dict, dict]: # history_row (B,); history_table (R, S, 11) and present_table (R, S)
+        """Answers to histories. Raises: `ValueError` naming the row whose answer is unknown."""
+        venue = pd.Index(tuple(VENUES)).get_indexer(context.scenarios)
+        per_month, there = np.nan_to_num(visits(frame), nan=-1.), venue >= 0
+        if not there.any(): per_month[:] = -1.
+        pattern, row = np.unique(per_month, axis=0, return_inverse=True)
+        x, known = venue_histories(np.where(pattern < 0, np.nan, pattern))
+        tables = dict(history_table=x[:, venue]*there[:, None], present_table=known[:, venue] & there)
+        return {"history_row": torch.from_numpy(row.reshape(-1))}, {k: torch.from_numpy(v) for k, v in tables.items()}
 
 # %% ../nbs/11_coupons.ipynb #98cf0268
 class CouponEncoder(Preprocessor):
-    """A preprocessor for coupon rows: person, context and coupon as fields, visits to each kind of venue as numbers and histories."""
+    """A preprocessor for coupon rows: person, drive and coupon as fields, visits as numbers and as histories."""
     query = ("coupon", "expiration")
 
     def __init__(self,
@@ -201,23 +218,40 @@ class CouponEncoder(Preprocessor):
         all_visits: bool = False, # Add to the dense columns the visits to all five kinds of venue
     ):
         self.scenario, self.target_visits, self.all_visits = scenario, bool(target_visits), bool(all_visits)
-        if scenario == "coupon": self.scenario_order = tuple(VENUES)
-        super().__init__(_SCHEMA, (Categories(), VenueVisits(target_visits, all_visits), Labels(), VenueHistories(scenario == "coupon")))
+        super().__init__(_SCHEMA, (Categories(), VenueVisits(target_visits, all_visits), Labels(), VenueHistories()))
+
+    @property
+    def scenarios(self): return tuple(VENUES) if self.scenario == "coupon" else self._found
+
+    @scenarios.setter
+    def scenarios(self, found): self._found = found # In the training rows, sorted
 
     def fit(self,
         train: pd.DataFrame, # Training rows, as from load_coupons
     ) -> "CouponEncoder": # Itself
-        """Learn the words of every field from training rows. Raises: `ValueError` naming a column that is not there."""
-        _needs(train, (*_SCHEMA.categorical, self.scenario, *VENUES.values(), "Y"))
-        return super().fit(_with_keys(train, self.scenario))
+        """Learn the words of every field. Raises: `ValueError` naming a column that is not there, or a wrong kind."""
+        _needs(train, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario, *VENUES.values(), *_SCHEMA.labels))
+        if self.scenario == "coupon": _kinds(train)
+        train = _with_keys(train, self.scenario)
+        return super().fit(train, users=train[["respondent", *PERSON]].drop_duplicates("respondent"))
 
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons; without a column Y there are no labels
     ) -> Batch: # One row per row
-        """Make a batch. Raises: `ValueError` before fit, and naming a column that is missing or a value that is unknown."""
+        """Make a batch. Raises: `ValueError` before fit, and naming a column that is not there or an unknown value."""
         fitted(self.spec, "CouponEncoder")
         _needs(frame, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario))
+        if self.scenario == "coupon": _kinds(frame)
         return super().transform(_with_keys(frame, self.scenario))
+
+    @classmethod
+    def load(cls,
+        folder: str | Path, # That save wrote into
+    ) -> "CouponEncoder": # Fitted, equal to the one saved
+        """Read it back. Raises: as `Preprocessor.load`, and `ValueError` for a preprocessor of another kind."""
+        encoder = super().load(folder)
+        if encoder.schema == _SCHEMA: return encoder
+        raise ValueError(f"{folder} holds a preprocessor of other rows than coupons: read it with Preprocessor.load")
 
 # %% ../nbs/11_coupons.ipynb #50f582e3
 def split_respondents(
@@ -260,7 +294,7 @@ def macro_auc(
 class Candidate:
     """One way to predict acceptance: a method, and what it is given."""
     method: str = "network" # network, logistic or trees
-    fusion: str = "none" # For a network: a name from model.FUSIONS
+    fusion: str = "none" # For a network: none, or a name from fusion.fusion_names()
     per_scenario: bool = False # A tower (network) or a model (trees) of its own for each scenario
     target_visits: bool = False # As for CouponEncoder
     all_visits: bool = False # As for CouponEncoder

@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from multiscene_rec import core, coupons, data, model, train
+from multiscene_rec import core, coupons, fusion, logs, model, preprocess, train
 
 formula = pytest.mark.formula
 KINDS = list(coupons.VENUES)
@@ -41,7 +41,7 @@ def encoded(parts, **options):
 
 def test_made_up_survey_has_the_form_of_the_file(survey, tmp_path):
     survey.drop(columns="respondent").to_csv(tmp_path/"in-vehicle-coupon-recommendation.csv", index=False)
-    read = data.load_coupons(tmp_path)
+    read = logs.load_coupons(tmp_path)
     assert set(read) == set(survey)
     pd.testing.assert_frame_equal(read[survey.columns.drop("respondent")], survey.drop(columns="respondent"))
     assert (survey.groupby("respondent")[list(coupons.PERSON) + list(coupons.VENUES.values())].nunique(dropna=False) == 1).all(axis=None)
@@ -152,7 +152,51 @@ def test_encoder_stores_each_pattern_once_and_needs_no_labels(survey):
     batch = encoder.transform(survey)
     assert len(batch.history_table) == len(survey[list(coupons.VENUES.values())].drop_duplicates())
     blind = encoder.transform(survey.drop(columns="Y"))
-    assert not blind.label.any() and torch.equal(blind.fields, batch.fields)
+    assert "label" not in blind.rows and set(blind.rows) == set(batch.rows) - {"label"}
+    for name in (*blind.rows, *blind.tables): assert torch.equal(getattr(blind, name), getattr(batch, name)), name
+    core.set_seed(0)
+    net = model.InterestModel(encoder.spec, "attention")
+    assert torch.equal(train.predict(net, blind), train.predict(net, batch))
+
+
+def test_encoder_knows_whom_a_column_describes(survey):
+    spec = coupons.CouponEncoder(target_visits=True, all_visits=True).fit(survey).spec
+    assert {f.name for f in spec.of("category", "user")} == set(coupons.PERSON)
+    assert {f.name for f in spec.of("category", "item")} == set(spec.item_fields) == {"coupon", "expiration"}
+    assert {f.name for f in spec.of("category", "context")} == set(coupons.CONTEXT) - {"expiration"}
+    assert len(spec.of("number", "user")) == 10 and [t.name for t in spec.tasks] == ["Y"]
+
+
+def test_encoder_takes_rows_without_people_and_in_any_order(survey):
+    encoder = coupons.CouponEncoder(all_visits=True).fit(survey)
+    batch, mixed = encoder.transform(survey), survey.sample(frac=1, random_state=0)
+    place = torch.tensor(mixed.index.to_numpy())
+    for other in (encoder.transform(mixed), encoder.transform(mixed.drop(columns="respondent"))):
+        for name in ("fields", "dense", "scenario", "label", "history", "present"):
+            assert torch.equal(getattr(other, name), getattr(batch, name)[place]), name
+    assert len(encoder.transform(survey.iloc[:0])) == 0
+
+
+def test_kinds_of_venue_keep_their_order_whatever_the_training_rows_hold(survey):
+    "The order is that of the histories: for own, history number s must be that of scenario s."
+    few = survey[survey.coupon.isin(("Bar", "Coffee House"))]
+    encoder = coupons.CouponEncoder().fit(few)
+    assert encoder.spec.scenarios == tuple(KINDS)
+    batch = encoder.transform(survey)
+    assert [KINDS[s] for s in batch.scenario] == survey.coupon.tolist()
+    assert (batch.history[:, :, 6:] == torch.eye(5)).all()
+
+
+def test_histories_follow_the_scenarios_of_any_preprocessor(survey):
+    "The part alone, among parts of others, where the scenarios are sorted."
+    rows = survey.assign(moment=0)
+    schema = preprocess.Schema(user="respondent", item="expiration", scenario="coupon", time="moment", label="Y", categorical=(), numeric=(), item_columns=())
+    own = preprocess.Preprocessor(schema, (preprocess.Categories(), preprocess.Labels(), coupons.VenueHistories())).fit(rows)
+    assert own.spec.scenarios == tuple(sorted(KINDS)) != tuple(KINDS)
+    x, known = coupons.venue_histories(coupons.visits(rows))
+    order, batch = [KINDS.index(kind) for kind in own.spec.scenarios], own.transform(rows)
+    torch.testing.assert_close(batch.history, torch.from_numpy(x[:, order]))
+    assert torch.equal(batch.present, torch.from_numpy(known[:, order]))
 
 
 def test_destination_has_no_histories(survey):
@@ -161,19 +205,96 @@ def test_destination_has_no_histories(survey):
     assert encoder.spec.scenarios == ("Home", "No Urgent Place", "Work")
     assert [encoder.spec.scenarios[s] for s in batch.scenario] == survey.destination.tolist()
     assert not batch.present.any() and batch.history.shape == (len(survey), 3, 11)
+    assert len(batch.history_table) == 1 and not batch.history_table.any()
 
 
 def test_encoder_refuses(survey):
-    with pytest.raises(ValueError, match=r"call fit\(train\) first"): coupons.CouponEncoder().transform(survey)
+    with pytest.raises(ValueError, match="CouponEncoder is not fitted"): coupons.CouponEncoder().transform(survey)
     for column in ("age", "coupon", "weather", "Bar", "Y"):
         with pytest.raises(ValueError, match=f"column '{column}' is not there"): coupons.CouponEncoder().fit(survey.drop(columns=column))
     with pytest.raises(ValueError, match="column 'mood' is not there"): coupons.CouponEncoder("mood").fit(survey)
-    for options in ({}, dict(scenario="destination", target_visits=True)): # an unknown kind has no venue to look up
-        encoder = coupons.CouponEncoder(**options).fit(survey)
-        with pytest.raises(ValueError, match="column 'coupon': 'Cinema' is unknown"): encoder.transform(survey.assign(coupon="Cinema"))
-        with pytest.raises(ValueError, match="column 'time' is not there"): encoder.transform(survey.drop(columns="time"))
-    with pytest.raises(ValueError, match="column 'destination': 'Moon' is unknown"):
+    with pytest.raises(ValueError, match="every label is 1"): coupons.CouponEncoder().fit(survey.assign(Y=1))
+    with pytest.raises(ValueError, match="column 'Bar', row 0: answer 'daily' is unknown"):
+        coupons.CouponEncoder().fit(survey).transform(survey.assign(Bar="daily"))
+    with pytest.raises(ValueError, match="scenario 'Moon'; known are Home, No Urgent Place, Work"):
         coupons.CouponEncoder("destination").fit(survey).transform(survey.assign(destination="Moon"))
+
+
+@pytest.mark.parametrize("options", [{}, dict(all_visits=True), dict(scenario="destination", target_visits=True)], ids=str)
+def test_encoder_refuses_an_unknown_kind(survey, options):
+    "A kind that nobody asked about has no venue to look up."
+    encoder, third = coupons.CouponEncoder(**options).fit(survey), survey.copy()
+    third.loc[2, "coupon"] = "Cinema"
+    says = "column 'coupon', row 2: 'Cinema' is unknown; expected one of Coffee House, "
+    with pytest.raises(ValueError, match=says): encoder.transform(third)
+    with pytest.raises(ValueError, match="column 'time' is not there"): encoder.transform(survey.drop(columns="time"))
+    if "scenario" not in options:
+        with pytest.raises(ValueError, match=says): coupons.CouponEncoder(**options).fit(third)
+
+
+def test_a_kind_is_only_a_word_where_no_venue_is_looked_up(survey):
+    encoder = coupons.CouponEncoder("destination").fit(survey)
+    batch = encoder.transform(survey.assign(coupon="Cinema"))
+    k = list(encoder.spec.fields).index("coupon")
+    assert (batch.fields[:, k] == encoder.spec.offsets[k]).all() # unknown
+
+
+# Kept and read back
+
+@pytest.mark.parametrize("all_visits", [False, True])
+@pytest.mark.parametrize("target_visits", [False, True])
+@pytest.mark.parametrize("scenario", ["coupon", "destination", "temperature"])
+def test_encoder_is_kept_with_every_switch(survey, parts, tmp_path, scenario, target_visits, all_visits):
+    encoder = coupons.CouponEncoder(scenario, target_visits, all_visits).fit(parts[0])
+    checksum = encoder.save(tmp_path/"kept")
+    again = coupons.CouponEncoder.load(tmp_path/"kept")
+    assert type(again) is coupons.CouponEncoder and again.spec == encoder.spec and again.spec.prep == checksum
+    assert (again.scenario, again.target_visits, again.all_visits) == (scenario, target_visits, all_visits)
+    a, b = (e.transform(parts[2]) for e in (encoder, again))
+    assert (list(a.rows), list(a.tables)) == (list(b.rows), list(b.tables))
+    for name in (*a.rows, *a.tables): assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert again.save(tmp_path/"twice") == checksum
+    again.fit(survey) # it can be fitted anew, with the same switches
+    assert again.spec == coupons.CouponEncoder(scenario, target_visits, all_visits).fit(survey).spec
+
+
+def test_what_is_kept_tells_nothing_of_a_person(survey, tmp_path):
+    "Words, switches and the five kinds; people are asked the same questions, and only that can be read."
+    coupons.CouponEncoder(target_visits=True, all_visits=True).fit(survey).save(tmp_path)
+    held = coupons.CouponEncoder.load(tmp_path)
+    assert sorted(held.items.coupon) == sorted(KINDS) and list(held.items) == ["coupon", "expiration"]
+    assert not hasattr(held, "users") and not hasattr(held, "log")
+    assert not any(isinstance(x, pd.DataFrame) and x is not held.items for part in (held, *held.parts) for x in vars(part).values())
+
+
+def test_encoders_of_different_people_have_different_specs(survey):
+    one, other = (coupons.CouponEncoder().fit(coupons.split_respondents(survey, seed)[0]) for seed in (0, 1))
+    assert one.spec.fields == other.spec.fields # nothing else tells them apart
+    assert one.spec.prep != other.spec.prep and one.spec != other.spec
+    assert one.spec == coupons.CouponEncoder().fit(coupons.split_respondents(survey, 0)[0]).spec
+    switched = [coupons.CouponEncoder(**o).fit(survey).spec.prep for o in ({}, dict(target_visits=True), dict(all_visits=True), dict(scenario="time"))]
+    assert len(set(switched)) == 4
+
+
+def test_a_model_goes_with_its_encoder(survey, parts, tmp_path):
+    encoder = coupons.CouponEncoder(target_visits=True).fit(parts[0])
+    core.set_seed(0)
+    net = model.InterestModel(encoder.spec, "own")
+    net.save(tmp_path)
+    encoder.save(tmp_path)
+    net_again, encoder_again = model.Recommender.load(tmp_path), coupons.CouponEncoder.load(tmp_path)
+    assert net_again.spec == encoder_again.spec
+    assert torch.equal(train.predict(net_again, encoder_again.transform(parts[2])), train.predict(net, encoder.transform(parts[2])))
+
+
+def test_only_its_own_class_reads_it(survey, tmp_path):
+    coupons.CouponEncoder().fit(survey).save(tmp_path/"coupons")
+    with pytest.raises(ValueError, match="preprocess.json"): preprocess.Preprocessor.load(tmp_path/"coupons")
+    plain = preprocess.Schema(user="respondent", item="coupon", scenario="destination", time="moment", label="Y", categorical=(), numeric=(), item_columns=())
+    preprocess.Preprocessor(plain, (preprocess.Categories(), preprocess.Labels())).fit(survey.assign(moment=0)).save(tmp_path/"plain")
+    with pytest.raises(ValueError, match="preprocess"): coupons.CouponEncoder.load(tmp_path/"plain")
+    with pytest.raises(ValueError, match="not fitted"): coupons.CouponEncoder().save(tmp_path/"nothing")
+    with pytest.raises(FileNotFoundError, match="preprocess.json"): coupons.CouponEncoder.load(tmp_path/"nothing")
 
 
 def test_split_keeps_people_together(survey):
@@ -264,8 +385,8 @@ def test_networks_vote(parts):
 
 def test_candidates_are_what_their_names_say():
     assert {c.method for c in coupons.CANDIDATES.values()} == {"network", "logistic", "trees"}
-    assert {c.fusion for c in coupons.CANDIDATES.values()} == set(model.FUSIONS)
-    assert set(coupons.FUSED) == {f"{f}{t}" for f in model.FUSIONS if f != "none" for t in ("", ", towers")}
+    assert {c.fusion for c in coupons.CANDIDATES.values()} == {"none", *fusion.fusion_names()}
+    assert set(coupons.FUSED) == {f"{f}{t}" for f in fusion.fusion_names() for t in ("", ", towers")}
     for name, c in coupons.CANDIDATES.items():
         assert c.per_scenario == ("tower" in name or "per kind" in name)
         assert c.target_visits == ("target" in name)
@@ -405,7 +526,8 @@ def test_context_lists(survey, parts):
 
 def test_compare_of_training_takes_what_the_encoder_makes(parts):
     spec, *batches = encoded(parts)
-    found = train.compare(spec, *batches, parts[2].respondent.to_numpy(), ("own", "attention"), epochs=1, device="cpu", progress=False)
+    models, quick = train.interest_models(spec, ("own", "attention")), dict(epochs=1, device="cpu", callbacks=())
+    found = train.compare(models, *batches, parts[2].respondent.to_numpy(), **quick)
     assert set(found.frame.scenario) == {*KINDS, "macro", "all"}
     weights = train.attention_map(found.models["attention"], batches[0])
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
@@ -423,7 +545,7 @@ def test_a_gain_is_found_where_there_is_one_and_only_there():
 
 @pytest.mark.coupons
 def test_real_survey_is_split_by_person():
-    frame = data.load_coupons()
+    frame = logs.load_coupons()
     parts = coupons.split_respondents(frame, 0)
     assert [p.respondent.nunique() for p in parts] == [397, 57, 113]
     per_month = coupons.visits(frame) # every answer is known
@@ -432,7 +554,7 @@ def test_real_survey_is_split_by_person():
 
 @pytest.mark.coupons
 def test_gate_light():
-    frame = data.load_coupons()
+    frame = logs.load_coupons()
     mean = pd.concat([coupons.run_split(frame, s, ("logistic regression", "own, towers"), seeds=(0,)) for s in range(2)]).groupby("model").test.mean()
     assert mean["own, towers"] >= .69 and mean["own, towers"] >= mean["logistic regression"] + .02, mean
 
@@ -441,7 +563,7 @@ def test_gate_light():
 @pytest.mark.slow
 def test_gate():
     "Over ten splits the fusion chosen on validation reaches .70 macro AUC and is .03 above logistic regression."
-    frame = data.load_coupons()
+    frame = logs.load_coupons()
     results = pd.concat([coupons.run_split(frame, s, ("logistic regression", *coupons.FUSED), seeds=(0,)) for s in range(10)])
     chosen = coupons.choose_on_validation(results, coupons.FUSED).test.mean()
     logistic = results[results.model == "logistic regression"].test.mean()
