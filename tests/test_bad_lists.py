@@ -71,7 +71,7 @@ def test_a_user_who_has_seen_everything(shop):
 
 def test_an_id_of_another_kind(shop):
     refused(shop, "column 'user_id': these ids are text, those of the log are numbers: convert them", "3", "home")
-    with pytest.raises(ValueError, match="column 'user_id': these ids are "): shop[3].scores([3, "3"], "home")
+    with pytest.raises(ValueError, match="column 'user_id': these ids are "): shop[3].scores(["2", "3"], "home")
 
 
 @wrong("model and preprocessor do not belong together: their specs differ; use the pair that was trained together",
