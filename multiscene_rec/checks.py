@@ -41,16 +41,20 @@ def get_params(
 ) -> dict: # Name: value
     """The arguments that an object was made with, by scikit-learn's rule.
 
-    Raises: `TypeError` naming the argument that was not kept, or the class whose arguments have no names.
+    Raises: `TypeError` naming the argument that was not kept, or not as it was given, or the class whose arguments have no names.
     """
     kind, found = type(thing), {}
     for name, p in inspect.signature(kind.__init__).parameters.items():
         if name in ("self", *skip): continue
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise TypeError(f"{kind.__name__}.__init__ takes *{name}: name every argument, so that a saved one can be built again")
-        if not hasattr(thing, name):
+        value = getattr(thing, name, None)
+        if isinstance(value, (torch.nn.Module, torch.Tensor)):
+            raise TypeError(f"{kind.__name__} keeps a {type(value).__name__} as self.{name}, where its argument belongs: "
+                            f"write self.{name} = {name} in __init__, and give what is made from it another name")
+        if name not in vars(thing) and not isinstance(getattr(kind, name, None), property):
             raise TypeError(f"{kind.__name__}.__init__ takes {name!r} and does not keep it: write self.{name} = {name} in it")
-        found[name] = getattr(thing, name)
+        found[name] = value
     return found
 
 

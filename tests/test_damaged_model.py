@@ -1,21 +1,15 @@
 "Model folders that are broken, by accident and on purpose: each is refused with a reason, or gives the model that was saved."
-import copy
 import hashlib
 import json
 import os
 import pickle
-import re
-import shutil
 import struct
-import subprocess
-import sys
-import textwrap
 import time
 import tracemalloc
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as file_of
@@ -23,7 +17,7 @@ from safetensors.torch import save as file_of
 from multiscene_rec import model
 from test_model import FUSIONS, SPEC, a_batch, a_model, logits
 
-FILES = "model.json", "model.safetensors"
+JSON, NUMBERS = FILES = "model.json", "model.safetensors"
 wrong = pytest.mark.wrong
 
 
@@ -41,104 +35,28 @@ def checked(about):
     return {**rest, "checksum": hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode("ascii")).hexdigest()}
 
 
-def read(folder): return json.loads((folder/"model.json").read_text(encoding="utf-8"))
+def read(folder): return json.loads((folder/JSON).read_text(encoding="utf-8"))
 
 
 def rewrite(folder, change):
     "Edit model.json on purpose: the checksum is computed anew."
     about = read(folder)
     change(about)
-    (folder/"model.json").write_text(json.dumps(checked(about)), encoding="utf-8")
+    (folder/JSON).write_text(json.dumps(checked(about)), encoding="utf-8")
 
 
 def reweigh(folder, content):
     "Put other weights into a folder, so that their checksum fits."
-    (folder/"model.safetensors").write_bytes(content)
+    (folder/NUMBERS).write_bytes(content)
     rewrite(folder, lambda a: a.update(sha256=hashlib.sha256(content).hexdigest()))
 
 
-def refused(folder, says=""):
-    with pytest.raises(ValueError, match=says) as e: model.InterestModel.load(folder)
+def refused(folder, says="", error=ValueError):
+    with pytest.raises(error, match=says) as e: model.Recommender.load(folder)
     assert str(folder) in str(e.value), "the file is named"
 
 
-# What a user meets
-
-@wrong("model.json is not there: give the folder that InterestModel.save wrote", area="files",
-       cause="The folder is another one, or a file of it was not copied.", remedy="Name the folder that holds model.json and model.safetensors.")
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file(saved, name):
-    (saved[1]/name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is not there: give the folder that InterestModel.save wrote"): model.InterestModel.load(saved[1])
-
-
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="model.json is not there"): model.InterestModel.load(tmp_path/"nowhere")
-    (tmp_path/"file").write_text("here")
-    with pytest.raises(FileNotFoundError, match="model.json is not there"): model.InterestModel.load(tmp_path/"file")
-
-
-@wrong("model.safetensors is damaged: …", area="files", cause="The file was cut short, or its bytes changed on the way.",
-       remedy="Copy the folder again, or save the model again.")
-@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, -20, -1])
-def test_a_truncated_file(saved, keep):
-    for name in FILES:
-        path, content = saved[1]/name, (saved[1]/name).read_bytes()
-        path.write_bytes(content[:keep])
-        refused(saved[1], f"{name} is damaged: ")
-        path.write_bytes(content)
-
-
-@wrong("model.safetensors is damaged, or is not the partner of the model.json beside it", area="files",
-       cause="The two files come from two models, or the numbers changed on the way.", remedy="Copy both files of one folder together, or save the model again.")
-def test_a_flipped_bit_and_weights_of_another_model_of_the_same_shape(saved, tmp_path):
-    path = saved[1]/"model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    refused(saved[1], "model.safetensors is damaged, or is not the partner of the model.json beside it")
-    a_model(seed=9, towers=True).save(tmp_path/"other")
-    os.replace(tmp_path/"other"/"model.safetensors", path)
-    refused(saved[1], "is not the partner of the model.json beside it: its checksum differs")
-
-
-@pytest.mark.parametrize("options, says", [(dict(towers=True, d_embed=3), "model.json does not fit: it describes a model of [0-9,]+ numbers, model.safetensors beside it holds"),
-                                           (dict(towers=True, d_embed=30), "model.safetensors does not fit the model it describes: ")])
-def test_weights_of_another_model_of_another_shape(saved, tmp_path, options, says):
-    a_model(**options).save(tmp_path/"other")
-    os.replace(tmp_path/"other"/"model.safetensors", saved[1]/"model.safetensors")
-    refused(saved[1], says)
-
-
-@wrong("model.json is damaged or was edited: its own checksum differs", area="files",
-       cause="model.json was changed after it was written.", remedy="Build the model with other options and save it, instead of editing the file.")
-@pytest.mark.parametrize("change", [lambda a: a["options"].update(d_embed=9), lambda a: a["spec"]["scenarios"].reverse(), lambda a: a.update(extra=1),
-                                    lambda a: a["spec"].update(fields=dict(reversed(a["spec"]["fields"].items()))), lambda a: a.update(checksum="")])
-def test_an_edited_description(saved, change):
-    about = read(saved[1])
-    change(about)
-    (saved[1]/"model.json").write_text(json.dumps(about))
-    refused(saved[1], "model.json is damaged or was edited: its own checksum differs; save the model again")
-
-
-def test_another_layout_of_the_same_description_is_no_damage(saved):
-    (saved[1]/"model.json").write_text(json.dumps(read(saved[1]), indent=7, ensure_ascii=True))
-    assert torch.equal(logits(model.InterestModel.load(saved[1]), a_batch(SPEC)), logits(saved[0], a_batch(SPEC)))
-
-
-@wrong("model.json has format …, this version reads 2; save the model again with this version", area="files",
-       cause="Another version of the package wrote the folder.", remedy="Train or save the model again with this version.")
-@pytest.mark.parametrize("found, shown", [(1, "1"), (3, "3"), (True, "of type bool"), (2., "of type float"), ("2", "of type str"), ([[]], "of type list"), (None, "None")])
-def test_another_format(saved, found, shown):
-    rewrite(saved[1], lambda a: a.update(format=found))
-    refused(saved[1], f"model.json has format {shown}, this version reads 2; save the model again with this version")
-
-
-@pytest.mark.parametrize("text", ["[]", "3", "null", '"format"', "{}"])
-def test_a_description_that_is_something_else(saved, text):
-    (saved[1]/"model.json").write_text(text)
-    refused(saved[1], "has format None")
-
+# What happens to a file: how it is broken, and what is said of it
 
 class Runs:
     "A pickle of this leaves a file behind when it is opened."
@@ -146,36 +64,88 @@ class Runs:
     def __reduce__(self): return open, (str(self.path), "w")
 
 
+def flip(path): path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+def swap_in(folder, name, **options):
+    "A file of another model."
+    a_model(seed=9, **options).save(folder/"other")
+    os.replace(folder/"other"/name, folder/name)
+
+
+def edit(folder, change):
+    "As an editor would: the checksum stays."
+    about = read(folder)
+    change(about)
+    (folder/JSON).write_text(json.dumps(about))
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps(Runs(path.parent/"ran")))
+
+
+def of_format(folder, found): rewrite(folder, lambda a: a.update(format=found))
+
+
+PARTNER = "model.safetensors is damaged, or is not the partner of the model.json beside it: its checksum differs"
+EDITED = "model.json is damaged or was edited: its own checksum differs; copy it again, or save again with Recommender.save"
+ACCIDENTS = {
+    "numbers missing": (lambda d: (d/NUMBERS).unlink(), "model.safetensors is not there: give the folder that Recommender.save wrote"),
+    "description missing": (lambda d: (d/JSON).unlink(), "model.json is not there: give the folder that Recommender.save wrote"),
+    "a bit flipped": (lambda d: flip(d/NUMBERS), PARTNER),
+    "cut short": (lambda d: (d/NUMBERS).write_bytes((d/NUMBERS).read_bytes()[:100]), PARTNER),
+    "description cut short": (lambda d: (d/JSON).write_bytes((d/JSON).read_bytes()[:-20]), "model.json is damaged: "),
+    "description empty": (lambda d: (d/JSON).write_text(""), "model.json is damaged: "),
+    "numbers of the same shape": (lambda d: swap_in(d, NUMBERS, towers=True), PARTNER),
+    "numbers of another shape": (lambda d: swap_in(d, NUMBERS, d_embed=3), PARTNER),
+    "description of another": (lambda d: swap_in(d, JSON, towers=True), PARTNER),
+    "an argument edited": (lambda d: edit(d, lambda a: a["params"].update(d_embed=9)), EDITED),
+    "the order of the scenarios edited": (lambda d: edit(d, lambda a: a["spec"]["scenarios"].reverse()), EDITED),
+    "an entry added": (lambda d: edit(d, lambda a: a.update(extra=1)), EDITED),
+    "not a description": (lambda d: (d/JSON).write_text("[]"), "model.json has format unknown, this version reads 3"),
+    "format 2": (lambda d: of_format(d, 2), "model.json has format 2, this version reads 3: save again with Recommender.save"),
+    "format 4": (lambda d: of_format(d, 4), "model.json has format 4, this version reads 3"),
+    "a format that is no number": (lambda d: of_format(d, True), "model.json has format unknown"),
+    "numbers pickled": (lambda d: pickled(d/NUMBERS), "model.safetensors is a pickle or a zip file, which can run code when opened, so it is not read"),
+    "description pickled": (lambda d: pickled(d/JSON), "model.json is a pickle or a zip file, which can run code when opened, so it is not read"),
+    "numbers of torch.save": (lambda d: torch.save({}, d/NUMBERS), "model.safetensors is a pickle or a zip file"),
+}
+
+
+@wrong("model.json is not there: give the folder that Recommender.save wrote", area="files",
+       cause="The folder is another one, or a file of it was not copied.", remedy="Name the folder that holds model.json and model.safetensors.")
+@wrong("model.safetensors is damaged, or is not the partner of the model.json beside it", area="files",
+       cause="The two files come from two models, or the numbers were cut short or changed on the way.", remedy="Copy both files of one folder together, or save the model again.")
+@wrong("model.json is damaged or was edited: its own checksum differs", area="files",
+       cause="model.json was changed after it was written.", remedy="Build the model with other arguments and save it, instead of editing the file.")
+@wrong("model.json has format …, this version reads 3: save again with Recommender.save", area="files",
+       cause="Another version of the package wrote the folder.", remedy="Train or save the model again with this version.")
 @wrong("… is a pickle or a zip file, which can run code when opened, so it is not read", area="files",
-       cause="The file was written by torch.save or pickle.", remedy="Save the model with InterestModel.save, which writes data only.")
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("write", ["pickle", "torch.save"])
-def test_a_pickle_in_the_place_of_a_file(saved, name, write, tmp_path):
-    if write == "pickle": (saved[1]/name).write_bytes(pickle.dumps(Runs(tmp_path/"ran")))
-    else: torch.save(saved[0].state_dict(), saved[1]/name)
-    refused(saved[1], f"{name} is a pickle or a zip file, which can run code when opened, so it is not read")
-    assert not (tmp_path/"ran").exists()
+       cause="The file was written by torch.save or pickle.", remedy="Save the model with Recommender.save, which writes data only.")
+@pytest.mark.parametrize("what", ACCIDENTS)
+def test_what_happens_to_files(saved, what):
+    breaks, says = ACCIDENTS[what]
+    breaks(saved[1])
+    refused(saved[1], says, FileNotFoundError if "missing" in what else ValueError)
+    assert not (saved[1]/"ran").exists()
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    (tmp_path/"file").write_text("here")
+    for name in ("nowhere", "file"): refused(tmp_path/name, "model.json is not there", FileNotFoundError)
 
 
 @wrong("… is a pickle by its name, which can run code when opened, so it is not read", area="files",
-       cause="The folder holds a model of another program.", remedy="Build an InterestModel, give it the numbers, and save it with InterestModel.save.")
+       cause="The folder holds a model of another program.", remedy="Build a model, give it the numbers, and save it with its save.")
 @pytest.mark.parametrize("name", ["model.pt", "weights.pth", "model.pkl", "pytorch_model.bin"])
 def test_a_folder_of_pickles(tmp_path, name):
     torch.save(a_model().state_dict(), tmp_path/name)
-    refused(tmp_path, f"{name} is a pickle by its name, which can run code when opened, so it is not read: save again with InterestModel.save")
+    refused(tmp_path, f"{name} is a pickle by its name, which can run code when opened, so it is not read: save again with Recommender.save")
 
 
-def test_every_length_of_header_is_told_from_a_pickle(saved):
-    "A pickle begins with the byte 128; so does a safetensors file whose header has 128 + 256 n bytes."
-    path, told = saved[1]/"model.safetensors", 0
-    header, rest = path.read_bytes()[8:].split(b"]}}", 1)
-    header = (header + b"]}}").rstrip()
-    for length in range(-(-len(header)//8)*8, len(header) + 3000, 8):
-        if length % 256 != 128: continue
-        reweigh(saved[1], struct.pack("<Q", length) + header.ljust(length) + rest.lstrip(b" "))
-        assert torch.equal(logits(model.InterestModel.load(saved[1]), a_batch(SPEC)), logits(saved[0], a_batch(SPEC)))
-        told += 1
-    assert told > 5
+def test_another_layout_of_the_same_description_is_no_damage(saved):
+    (saved[1]/JSON).write_text(json.dumps(read(saved[1]), indent=7, ensure_ascii=True))
+    assert torch.equal(logits(model.Recommender.load(saved[1]), a_batch(SPEC)), logits(saved[0], a_batch(SPEC)))
 
 
 @wrong("tensor … is not finite, it holds nan or infinity", area="files", cause="Training diverged before the model was saved.",
@@ -183,7 +153,7 @@ def test_every_length_of_header_is_told_from_a_pickle(saved):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite(saved, value, tmp_path):
     m, folder = saved
-    tensors = tensors_of((folder/"model.safetensors").read_bytes())
+    tensors = tensors_of((folder/NUMBERS).read_bytes())
     tensors["fuse.key.weight"][3, 2] = value
     reweigh(folder, file_of(tensors))
     refused(folder, "model.safetensors: tensor 'fuse.key.weight' is not finite, it holds nan or infinity")
@@ -192,102 +162,72 @@ def test_weights_that_are_not_finite(saved, value, tmp_path):
     assert not (tmp_path/"new").exists()
 
 
-# Crafted descriptions: the checksums fit
+# Crafted on purpose: the checksums fit
 
-@pytest.mark.parametrize("change, says", [
-    (lambda a: a.pop("sha256"), "lacks sha256"), (lambda a: (a.pop("spec"), a.pop("tensors")), "lacks spec, tensors"),
-    (lambda a: a["options"].update(fusion="sum"), "does not describe a model: fusion 'sum'"),
-    (lambda a: a["options"].update(depth=3), "does not describe a model: options has an unknown 'depth'"),
-    (lambda a: a["options"].pop("hidden"), "options lacks 'hidden'"), (lambda a: a["spec"].pop("history"), "spec lacks 'history'"),
-    (lambda a: a.update(spec=[]), "does not describe a model"), (lambda a: a.update(options=None), "does not describe a model"),
-    (lambda a: a["spec"].update(history="many"), "spec.history has a value of the wrong kind"),
-    (lambda a: a["spec"].update(scenarios="cart"), "spec.scenarios"), (lambda a: a["spec"].update(scenarios=[]), "spec.scenarios"),
-    (lambda a: a["spec"].update(scenarios=["cart", None, "live"]), "spec.scenarios"), (lambda a: a["spec"].update(item_fields=[["category"]]), "spec.item_fields"),
-    (lambda a: a["spec"].update(item_fields=["brand"]), "does not describe a model: spec.item_fields names 'brand'"),
-    (lambda a: a["spec"].update(dense={"price": 1}), "spec.dense"), (lambda a: a["spec"]["fields"].update(age=-4), "spec.fields"),
-    (lambda a: a["spec"]["fields"].update(age=4.), "spec.fields"), (lambda a: a["spec"].update(fields={}), "does not describe a model"),
-    (lambda a: a["options"].update(fusion=["mean"]), "options.fusion"), (lambda a: a["options"].update(towers=1), "options.towers"),
-    (lambda a: a["options"].update(widths=[[64]]), "options.widths"), (lambda a: a["options"].update(d_embed=True), "options.d_embed"),
-    (lambda a: a["options"].update(hidden=64), "options.hidden"), (lambda a: a["tensors"].pop("place.weight"), "model.json does not fit the model it describes: place.weight"),
-    (lambda a: a.update(tensors=3), "model.json does not fit the model it describes"), (lambda a: a["tensors"].update({"place.weight": "3, 8"}), "does not fit .* place.weight"),
-    (lambda a: a["spec"].update(history=6), "model.json does not fit the model it describes: extract.layers.0.weight"),
-    (lambda a: a["spec"].update(history=8), "model.json does not fit: it describes a model of"),
-    (lambda a: a.update(sha256=None), "checksum differs"), (lambda a: a.update(sha256=[0]), "checksum differs")])
-def test_a_crafted_description(saved, change, says):
+def feature(about, name): return next(f for f in about["spec"]["features"] if f["name"] == name)
+
+
+NOT_SAVED = "model.json is damaged, or is not what Recommender.save wrote"
+NO_MODEL = "model.json does not describe a model: "
+CRAFTED = {
+    "no numbers named": (lambda a: a.pop("sha256"), "model.json is damaged or was edited"),
+    "no spec": (lambda a: a.pop("spec"), NOT_SAVED), "no model": (lambda a: a.pop("model"), NOT_SAVED),
+    "a spec that is none": (lambda a: a.update(spec=[]), NOT_SAVED), "arguments that are none": (lambda a: a.update(params=3), NOT_SAVED),
+    "no features": (lambda a: a["spec"].pop("features"), NOT_SAVED), "a scenario twice": (lambda a: a["spec"].update(scenarios=["a", "a"]), NOT_SAVED),
+    "a feature of no size": (lambda a: feature(a, "age").update(size=-4), NOT_SAVED), "an unknown kind": (lambda a: feature(a, "age").update(kind="x"), NOT_SAVED),
+    "an unknown fusion": (lambda a: a["params"].update(fusion="sum"), NO_MODEL + "fusion 'sum' is unknown"),
+    "an unknown argument": (lambda a: a["params"].update(depth=3), NO_MODEL + ".*depth"),
+    "an argument of another kind": (lambda a: a["params"].update(widths=[[64]]), NO_MODEL),
+    "a list that is none": (lambda a: a["params"].update(widths={"list": 3}), NOT_SAVED), "neither list nor dict": (lambda a: a["params"].update(widths={"x": 3}), NOT_SAVED),
+    "one shape": (lambda a: feature(a, "history").update(size=6), "model.safetensors does not fit the model that .*model.json describes: extract.layers.0.weight"),
+    "several shapes": (lambda a: a["params"].update(d_embed=9), "does not fit the model that .* describes: embed.table.weight, fuse.query.weight, "),
+    "more tensors": (lambda a: a["params"].update(hidden=[64, 64]), "does not fit the model .*: heads.0.hidden.layers.1.bias"),
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_a_crafted_description(saved, what):
+    change, says = CRAFTED[what]
     rewrite(saved[1], change)
     refused(saved[1], says)
 
 
-@pytest.mark.parametrize("content, says", [(b"no tensors", "is damaged"), (b"", "is damaged"), (struct.pack("<Q", 2**63), "is damaged"), (struct.pack("<Q", 10) + b"[[[[[[[[[[", "is damaged"),
-    (struct.pack("<Q", 2) + b"{}", "model.json does not fit: it describes a model of"), (file_of({"a": torch.zeros(10**5, dtype=torch.int32)}), "tensor 'a' holds I32"),
-    (file_of({"a": torch.zeros(10**5)}), "model.safetensors does not fit the model it describes: a, ")])
-def test_crafted_weights(saved, content, says):
+@wrong("model.json does not describe a model: …", area="files", cause="The description was made by another program, or names a fusion that is not defined here.",
+       remedy="Define the fusion first, or save the model again with Recommender.save.")
+@wrong("model.safetensors does not fit the model that model.json describes: …", area="files", cause="The numbers are those of a model of other sizes.",
+       remedy="Copy both files of one folder together, or save the model again.")
+def test_a_name_that_is_none(saved):
+    for name in (["interest"], 3, None, "os"):
+        rewrite(saved[1], lambda a: a.update(model=name))
+        refused(saved[1], "which is not here: import multiscene_rec.model first", ImportError)
+
+
+@pytest.mark.parametrize("content", [b"no tensors", b"", struct.pack("<Q", 2**63), struct.pack("<Q", 10) + b"[[[[[[[[[[", struct.pack("<Q", 2) + b"{}",
+                                     file_of({"a": torch.zeros(10**5, dtype=torch.int32)}), file_of({"a": torch.zeros(10**5)})])
+def test_crafted_weights(saved, content):
     reweigh(saved[1], content)
-    refused(saved[1], says)
+    refused(saved[1], "model.safetensors is damaged: |model.safetensors does not fit the model")
 
 
-def huge(about, what):
-    "Descriptions that ask for more than there is."
-    spec, options = about["spec"], about["options"]
-    if what == "items": spec["fields"]["item_id"] = 10**12
-    if what == "beyond 64 bits": spec["fields"]["item_id"] = 10**30
-    if what == "widths": options["widths"] = [10**6, 10**6]
-    if what == "layers": options["hidden"] = [1]*200_000
-    if what == "embedding": options["d_embed"] = 2**47
-    if what == "history": spec["history"] = 10**11
-    if what == "towers": spec["scenarios"] = list(range(50_000))
-    if what == "fields": spec.update(fields={f"f{i}": 1 for i in range(100_000)}, item_fields=[f"f{i}" for i in range(100_000)])
-    if what == "negative": spec["fields"]["item_id"] = -10**12
-    if what == "tensors": about["tensors"]["place.weight"] = [10**12, 10**12]
-    return about
-
-
-HUGE = ["items", "beyond 64 bits", "widths", "layers", "embedding", "history", "towers", "fields", "negative", "tensors"]
+HUGE = {"items": lambda a: feature(a, "item_id").update(size=10**12), "beyond 64 bits": lambda a: feature(a, "item_id").update(size=10**30),
+        "widths": lambda a: a["params"].update(widths=[10**6, 10**6]), "embedding": lambda a: a["params"].update(d_embed=2**47),
+        "history": lambda a: feature(a, "history").update(size=10**11), "negative": lambda a: a["params"].update(hidden=[-10**12])}
 
 
 @pytest.mark.parametrize("what", HUGE)
 def test_a_description_of_something_huge_costs_nothing(saved, what):
-    about = huge(read(saved[1]), what)
-    (saved[1]/"model.json").write_text(json.dumps(checked(about)))
+    rewrite(saved[1], HUGE[what])
     start = time.perf_counter()
     tracemalloc.start()
-    try: refused(saved[1], "model.json does not (fit|describe)")
+    try: refused(saved[1], "model.json does not describe a model|does not fit the model that")
     finally: peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
-    assert peak < 100e6
-    assert time.perf_counter() - start < 30  # well under a second each; building any of them would take minutes
+    assert peak < 50e6 and time.perf_counter() - start < 30  # well under a second each; building any of them would take minutes
 
 
-@pytest.mark.parametrize("text", ["["*100_000, '{"format":2,"spec":' + '{"a":'*100_000, '{"format": ' + "9"*5000 + "}", '{"format": 2, "a": ' + "[" + "9"*4000 + "]}",
-                                  '{"format": ' + "["*700 + "]"*700 + "}", '{"format": NaN}', "\ufeff{}", '{"a": "\\ud800"}'])
+@pytest.mark.parametrize("text", ["["*100_000, '{"format":3,"spec":' + '{"a":'*100_000, '{"format": ' + "9"*5000 + "}", '{"format": NaN}', "\ufeff{}", '{"a": "\\ud800"}'])
 def test_texts_that_trouble_a_parser(saved, text):
-    (saved[1]/"model.json").write_text(text, encoding="utf-8")
-    refused(saved[1], "is damaged|has format|lacks")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' limit on address space")
-def test_in_little_memory_the_huge_is_refused_and_the_model_loaded(saved):
-    "A process that may take 300 MB more than it has after its imports; each huge description in turn, then the model itself."
-    (saved[1].parent/"about.json").write_text(json.dumps([checked(huge(read(saved[1]), what)) for what in HUGE]))
-    code = textwrap.dedent("""
-        import json, pathlib, resource, sys
-        import torch
-        from multiscene_rec.model import InterestModel
-        folder = pathlib.Path(sys.argv[1])
-        InterestModel.load(folder)  # whatever is made at first use
-        taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0])*resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + 300*2**20,)*2)
-        try: bytearray(2**30)
-        except MemoryError: print("limited")
-        good = (folder/"model.json").read_text()
-        for about in json.loads((folder.parent/"about.json").read_text()):
-            (folder/"model.json").write_text(json.dumps(about))
-            try: InterestModel.load(folder)
-            except ValueError: print("refused")
-        (folder/"model.json").write_text(good)
-        InterestModel.load(folder)
-        print("loaded")""")
-    done = subprocess.run([sys.executable, "-c", code, str(saved[1])], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.stdout.split() == ["limited"] + ["refused"]*len(HUGE) + ["loaded"], done.stderr[-2000:]
+    (saved[1]/JSON).write_text(text, encoding="utf-8")
+    refused(saved[1], "is damaged|has format")
 
 
 # Whatever happens to the bytes
@@ -304,67 +244,50 @@ def kept(tmp_path_factory):
     for fusion in FUSIONS:
         m, folder = a_model(fusion=fusion, towers=fusion == "own", d_embed=2, widths=(3,), hidden=(2,)), tmp_path_factory.mktemp("kept")
         m.save(folder)
-        model.InterestModel.load(folder) # what is made at first use is not the file's doing
         out.append(({name: (folder/name).read_bytes() for name in FILES}, logits(m, a_batch(SPEC))))
     return out, tmp_path_factory.mktemp("broken")
 
 
-def lay(folder, files):
-    "Exactly these files."
-    shutil.rmtree(folder)
-    folder.mkdir()
-    for name, content in files.items(): (folder/name).write_bytes(content)
-
-
-@st.composite
-def mutations(draw):
-    "One to three changes of bytes: (kind, where, how long, where to, bytes); places are shares of the length."
-    share = st.floats(0, 1, exclude_max=True)
-    one = st.tuples(st.sampled_from(["flip", "delete", "insert", "truncate", "swap", "double"]), share, st.integers(1, 40), share, st.binary(min_size=1, max_size=20), st.integers(0, 7))
-    return draw(st.lists(one, min_size=1, max_size=3))
+share = st.floats(0, 1, exclude_max=True)
+MUTATIONS = st.lists(st.tuples(st.sampled_from(["flip", "delete", "insert", "truncate"]), share, st.integers(1, 40), st.binary(min_size=1, max_size=20)),
+                     min_size=1, max_size=3)
 
 
 def mutated(content, changes):
-    "The bytes after the changes."
-    for kind, where, n, to, extra, bit in changes:
-        if not content: return content
-        at, other = int(where*len(content)), int(to*len(content))
-        if kind == "flip": content = content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1:]
+    "The bytes after the changes; a place is a share of the length."
+    for kind, where, n, extra in changes:
+        at = int(where*len(content))
+        if kind == "flip" and content: content = content[:at] + bytes([content[at] ^ 1 << n % 8]) + content[at + 1:]
         if kind == "delete": content = content[:at] + content[at + n:]
         if kind == "insert": content = content[:at] + extra + content[at:]
         if kind == "truncate": content = content[:at]
-        if kind == "double": content = content[:at + n] + content[at:]
-        if kind == "swap":
-            a, b = sorted((at, other))
-            n = min(n, b - a, len(content) - b)
-            content = content[:a] + content[b:b + n] + content[a + n:b] + content[a:a + n] + content[b + n:]
     return content
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, len(FUSIONS) - 1), st.sampled_from(FILES), mutations())
+@settings(max_examples=200)
+@given(st.integers(0, len(FUSIONS) - 1), st.sampled_from(FILES), MUTATIONS)
 def test_damage_is_noticed_or_does_no_harm(kept, which, name, changes):
     (files, scores), folder = kept[0][which], kept[1]
-    lay(folder, {**files, name: mutated(files[name], changes)})
-    try: again = model.InterestModel.load(folder)
-    except (ValueError, FileNotFoundError) as e: assert name in str(e)
+    for file, content in files.items(): (folder/file).write_bytes(mutated(content, changes) if file == name else content)
+    try: again = model.Recommender.load(folder)
+    except ValueError as e: assert name in str(e)
     else: assert torch.equal(logits(again, a_batch(SPEC)), scores)
 
 
-@settings(max_examples=300)
-@given(st.integers(0, len(FUSIONS) - 1), mutations())
+@settings(max_examples=150)
+@given(st.integers(0, len(FUSIONS) - 1), MUTATIONS)
 def test_crafted_weights_are_refused_or_fit(kept, which, changes):
     "The checksums are made anew, so only the numbers may differ."
     (files, _), folder = kept[0][which], kept[1]
-    lay(folder, files)
-    reweigh(folder, mutated(files["model.safetensors"], changes))
-    try: again = model.InterestModel.load(folder)
+    for file, content in files.items(): (folder/file).write_bytes(content)
+    reweigh(folder, mutated(files[NUMBERS], changes))
+    try: again = model.Recommender.load(folder)
     except ValueError as e: assert str(folder) in str(e)
     else: assert all(v.isfinite().all() for v in again.state_dict().values())
 
 
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.sampled_from([0, 1, -1, 2**31, 2**47, 2**63, 10**12, 10**400, "", "own", "attention+own", float("inf"), 1.5]),
-                   st.text(max_size=4), st.recursive(st.integers(-2, 5), lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=6))
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.sampled_from([0, 1, -1, 2**31, 2**47, 2**63, 10**12, 10**400, "", "own", 1.5]), st.text(max_size=4),
+                   st.recursive(st.integers(-2, 5), lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=6))
 
 
 def places(x, at=()):
@@ -373,49 +296,25 @@ def places(x, at=()):
     return [at] + [p for k, v in inside for p in places(v, (*at, k))]
 
 
-@st.composite
-def edits(draw):
-    "One to three edits of structure: what, which place (a share), a value."
-    return draw(st.lists(st.tuples(st.sampled_from(["put", "drop", "add", "number"]), st.floats(0, 1, exclude_max=True), VALUES, st.sampled_from([0, 1, 2, 3, 7, 9, 2**20, 10**12])), min_size=1, max_size=3))
-
-
-def edited(about, changes):
-    "The description after the edits."
-    about = copy.deepcopy(about)
-    for kind, share, value, number in changes:
+@settings(max_examples=250)
+@given(st.integers(0, len(FUSIONS) - 1), st.lists(st.tuples(st.booleans(), share, VALUES), min_size=1, max_size=3))
+def test_crafted_descriptions_are_refused_or_describe_a_model(kept, which, changes):
+    "Any entry of the description is dropped or replaced, and the checksum made anew."
+    (files, _), folder = kept[0][which], kept[1]
+    for file, content in files.items(): (folder/file).write_bytes(content)
+    about = read(folder)
+    for drop, where, value in changes:
         every = [p for p in places(about) if p and p[0] not in ("format", "checksum")]
-        if not every: return about
-        *way, last = every[int(share*len(every))]
+        *way, last = every[int(where*len(every))]
         owner = about
         for step in way: owner = owner[step]
-        if kind == "put": owner[last] = value
-        if kind == "number": owner[last] = number
-        if kind == "drop": del owner[last]
-        if kind == "add" and isinstance(owner, list): owner.insert(last, value)
-        if kind == "add" and isinstance(owner, dict): owner[f"{last}+"] = value
-    return about
-
-
-@settings(max_examples=500)
-@given(st.integers(0, len(FUSIONS) - 1), edits())
-def test_crafted_descriptions_are_refused_or_describe_a_model(kept, which, changes):
-    (files, scores), folder = kept[0][which], kept[1]
-    lay(folder, {**files, "model.json": json.dumps(checked(edited(json.loads(files["model.json"]), changes))).encode()})
-    start = time.perf_counter()
+        if drop: del owner[last]
+        else: owner[last] = value
+    (folder/JSON).write_text(json.dumps(checked(about)))
     tracemalloc.start()
     try:
-        try: again = model.InterestModel.load(folder)
-        except ValueError as e: assert "model.json" in str(e) or "model.safetensors" in str(e)
-        else: assert again.spec.history >= 0 and isinstance(again, model.InterestModel)
+        try: again = model.Recommender.load(folder)
+        except (ValueError, ImportError) as e: assert JSON in str(e) or NUMBERS in str(e)
+        else: assert isinstance(again, model.InterestModel)
     finally: peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
-    assert peak < 50e6 and time.perf_counter() - start < 30
-
-
-def test_the_marks_say_what_the_code_says():
-    "Each message of a mark stands, up to its dots, in the source."
-    source = re.sub(r"\s+", " ", "".join(open(m.__file__, encoding="utf-8").read() for m in (model, sys.modules["multiscene_rec.core"])))
-    for name, f in list(globals().items()):
-        for mark in getattr(f, "pytestmark", []):
-            if mark.name != "wrong": continue
-            longest = max(re.split(r"…|model\.(?:json|safetensors)|, this version reads 2|InterestModel\.save wrote", mark.args[0]), key=len).strip(" ,:")
-            assert longest.split("'")[0] in source, (name, longest)
+    assert peak < 50e6
