@@ -6,6 +6,7 @@ error that names the file. A new record replaces an old one in one step: its num
 and what counts is the JSON, which is renamed into place.
 """
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -127,10 +128,19 @@ def write_record(
     known = _document(about, content)
     text = json.dumps(known, indent=1, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    if content: write_whole(folder/f"{name}.next.safetensors", content)
+    first, last = folder/f"{name}.next.safetensors", folder/f"{name}.safetensors"
+    _finish(folder/f"{name}.json", first, last)
+    if content: write_whole(first, content)
     write_whole(folder/f"{name}.json", text.encode())
-    if content: os.replace(folder/f"{name}.next.safetensors", folder/f"{name}.safetensors")
+    if content: os.replace(first, last)
+    else: last.unlink(missing_ok=True)
     return known["checksum"]
+
+def _finish(described, first, last): # A writer was killed between its two renames: the numbers that count must not be written over
+    if not first.is_file(): return
+    try: wanted = json.loads(described.read_bytes())["sha256"]
+    except (OSError, ValueError, LookupError, TypeError): return
+    if hashlib.sha256(first.read_bytes()).hexdigest() == wanted: os.replace(first, last)
 
 
 def _parsed(path, writer, format): # What the JSON says, of this format and unchanged
@@ -169,15 +179,16 @@ def read_record(
     Raises: `FileNotFoundError` for a file that is missing; `ValueError` naming the file that is damaged, edited, a pickle, of
     another format, or not the partner of the other.
     """
-    folder, last = Path(folder), None
+    folder, tries = Path(folder), {}
     _refuse_pickles(folder, name, writer)
-    for _ in range(2): # a writer may have put a new record in place between the two reads
+    while True: # a writer may put a new record in place between the two reads; what is damaged stays so
         about = _parsed(folder/f"{name}.json", writer, format)
         if not about["sha256"]: return {k: v for k, v in about.items() if k not in ("sha256", "format")}, {}
+        tries[about["checksum"]] = tries.get(about["checksum"], 0) + 1
         try: path, content = _numbers_of(folder, name, about["sha256"], writer)
-        except (ValueError, FileNotFoundError) as e: last = e
+        except (ValueError, FileNotFoundError):
+            if tries[about["checksum"]] == 3: raise
         else: break
-    else: raise last
     try: tensors = from_bytes(content)
     except SafetensorError as e: raise ValueError(f"{path} is damaged: {e}") from None
     return {k: v for k, v in about.items() if k not in ("sha256", "format")}, tensors
@@ -210,16 +221,14 @@ def build_from(
     Raises: `ValueError` naming the record if its description is wrong or its tensors are of another module.
     """
     try:
-        with torch.device("meta"): wanted = {k: tuple(v.shape) for k, v in make().state_dict().items()}
+        with torch.device("meta"): wanted = make().state_dict()
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as e:
         raise ValueError(f"{path}.json does not describe a model: {e}") from None
-    found = {k: tuple(v.shape) for k, v in tensors.items()}
-    if found != wanted:
-        differ = sorted(k for k in wanted.keys() | found if wanted.get(k) != found.get(k))
-        raise ValueError(f"{path}.safetensors does not fit the model that {path}.json describes: {', '.join(differ[:5])}")
+    def of(x): return tuple(x.shape), "float" if x.is_floating_point() else x.dtype
+    differ = sorted(k for k in wanted.keys() | tensors if k not in wanted or k not in tensors or of(wanted[k]) != of(tensors[k]))
+    if differ: raise ValueError(f"{path}.safetensors does not fit the model that {path}.json describes: {', '.join(differ[:5])}")
     with torch.random.fork_rng(devices=[]): module = make()
-    kinds = {v.dtype for v in tensors.values() if v.is_floating_point()}
-    if len(kinds) == 1: module.to(kinds.pop())
+    for name, x in module.state_dict(keep_vars=True).items(): x.data = x.data.to(tensors[name].dtype)
     module.load_state_dict(tensors)
     return module
 
@@ -243,7 +252,8 @@ def pack_frame(
             values, words = pd.factorize(x)
             words = np.asarray(words, dtype=object).tolist()
             if not all(isinstance(w, (str, int, float, bool, np.integer)) for w in words):
-                raise ValueError(f"column {c!r} of {name} cannot be stored: it holds {type(words[0]).__name__}, not numbers or text; convert it with .astype(str)")
+                odd = next(type(w).__name__ for w in words if not isinstance(w, (str, int, float, bool, np.integer)))
+                raise ValueError(f"column {c!r} of {name} cannot be stored: it holds {odd}, not numbers or text; convert it with .astype(str)")
             words = [int(w) if isinstance(w, np.integer) else w for w in words]
         tensors[f"{name}.{k}"] = torch.from_numpy(np.ascontiguousarray(values))
         columns.append(dict(name=c, words=words))
@@ -316,19 +326,23 @@ def work_folder(
 def settle(
     out: str | Path, # A folder that replaced_folder writes
 ) -> Path: # The same, links followed
-    """If a swap was cut off between its two renames, put the old folder back."""
+    """If a swap was cut off between its two renames, put the old folder back; one that is going on is waited for."""
     out = Path(os.path.realpath(out))
-    old = work_folder(out)/"old"
-    if old.is_dir() and not out.exists(): os.replace(old, out)
+    work = work_folder(out)
+    if (work/"old").is_dir() and not out.exists():
+        with contextlib.suppress(Timeout, OSError), FileLock(work/".lock").acquire(timeout=10): _put_back(out, work)
     return out
+
+def _put_back(out, work):
+    if (work/"old").is_dir() and not out.exists(): os.replace(work/"old", out)
 
 def foreign_file(
     out: str | Path, # A folder
     mark: str, # The file that says it is ours, such as run.json
     names: tuple, # What we write into such a folder
-) -> str | None: # The first entry that is not ours; None if the folder is absent, empty or all ours
+) -> str | None: # The first entry that is not ours, or the name of what is no folder; None if it is absent, empty or all ours
     """What would be lost if the folder were replaced."""
-    if not Path(out).is_dir(): return None
+    if not Path(out).is_dir(): return Path(out).name if Path(out).exists() else None
     there = sorted(p.name for p in Path(out).iterdir() if p.name not in _LITTER)
     ours = {mark, *names} if mark in there else set()
     return next((name for name in there if name not in ours), None)
@@ -344,25 +358,41 @@ def replaced_folder(
 
     Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if nothing can be written beside it.
     """
-    out = settle(out)
+    out = Path(os.path.realpath(out))
+    if out.exists() and not out.is_dir(): raise FileExistsError(errno.EEXIST, "there is a file of this name: name a folder", str(out))
     work = work_folder(out)
     with contextlib.ExitStack() as stack:
+        stack.callback(_leave, work)
         try: stack.enter_context(sole_writer(work))
         except BlockingIOError: raise BlockingIOError(f"another run is writing into {out}: wait until it ends, or name another folder") from None
         except OSError as e:
             raise OSError(e.errno, f"{e.strerror}: {out.name} is made beside its place first, and nothing can be written there; name a folder "
                           "inside one that you can write to", str(out.parent)) from e
+        _put_back(out, work)
         shutil.rmtree(work/"run", ignore_errors=True)
         shutil.rmtree(work/"old", ignore_errors=True)
         (work/"run").mkdir()
         try: yield work
         except BaseException:
             shutil.rmtree(work/"run", ignore_errors=True)
-            empty = {p.name for p in work.iterdir()} <= {".lock"}
-            stack.close()
-            if empty: shutil.rmtree(work, ignore_errors=True)
             raise
+        else: _swap(out, work)
+        finally: stack.callback(_tidy_away, work)
+
+def _swap(out, work): # The old folder out of the way, the new one in; nothing is removed before the new one is there
+    try:
         if out.exists(): os.replace(out, work/"old")
         os.replace(work/"run", out)
-        stack.close()
-    shutil.rmtree(work, ignore_errors=True)
+    except OSError as e:
+        _put_back(out, work)
+        raise OSError(e.errno, f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one lies in {work/'run'}", str(out)) from e
+    for left in work.iterdir():
+        if left.is_dir(): shutil.rmtree(left, ignore_errors=True)
+        elif left.name != ".lock": left.unlink(missing_ok=True)
+
+def _tidy_away(work): # The lock too, if nothing else is left; while it is held, so that it is nobody else's
+    if {p.name for p in work.iterdir()} <= {".lock"}:
+        with contextlib.suppress(OSError): (work/".lock").unlink(missing_ok=True)
+
+def _leave(work): # An empty place of work says nothing
+    with contextlib.suppress(OSError): work.rmdir()
