@@ -16,8 +16,10 @@ import torch
 
 from .checks import float_array, whole_number
 from .core import check_shape
+from .data import Batch
 from .fusion import ConcatFusion, MeanFusion, OwnScenario, ScenarioAttention, masked_softmax
 from .model import BesideOwn, InterestModel, Recommender
+from .predictor import InterestPredictor
 from .preprocess import Categories, Context, EventLog, Histories, Numbers, Preprocessor, Vocabulary
 from .train import predict
 
@@ -121,21 +123,29 @@ def list_value(
     return float(((1 - diversity)*score[pick] - diversity*nearest).sum())
 
 # %% ../nbs/10_rank.ipynb #beba020b
-def _check_context(prep, log, context): # Further columns: only those that describe neither the item nor the event's keys, and all that nobody else gives
+def _check_context(prep, log, context): # Nothing that the item decides, and all that nobody else knows
     schema = prep.schema
     may = [c for c in (*schema.categorical, *schema.numeric) if c not in schema.item_columns]
     for c in context:
-        if c not in may: raise ValueError(f"context: {c!r} cannot be set for all items; choose from {', '.join(may) or 'nothing, the schema has no such column'}")
+        if c not in may:
+            known = ", ".join(may) or "nothing, the schema has no such column"
+            raise ValueError(f"context: {c!r} cannot be set for all items; choose from {known}")
     for c in may:
         if not (c in context or c in log.users or c in prep.items):
-            raise ValueError(f"column {c!r} belongs to the moment of the list: give its value, context={{{c!r}: ...}}")
+            raise ValueError(f"column {c!r} belongs to the moment of the list: give its value, context={{{c!r}: ...}}; "
+                             "if it describes users, give EventLog(events, users)")
 
-def _question(prep, log, users, scenario, when, context): # The log and the moment, once the question has been checked
-    if not isinstance(log, EventLog): log = EventLog(log, None, prep.schema)
-    if scenario not in prep.scenarios: raise ValueError(f"scenario {scenario!r} is unknown; choose from {', '.join(map(str, prep.scenarios))}")
+def _as_log(prep, log): # A frame is sorted first
+    return log if isinstance(log, EventLog) else EventLog(log, None, prep.schema)
+
+def _checked(prep, log, users, scenario, when, context): # The log and the moment, once the question has been checked
+    log = _as_log(prep, log)
+    if scenario not in prep.scenarios:
+        raise ValueError(f"scenario {scenario!r} is unknown; choose from {', '.join(map(str, prep.scenarios))}")
     log.code([user for user in users if user is not None]) # ids of another kind would all look like newcomers
     _check_context(prep, log, context)
-    if when is None and log.last is None: raise ValueError("the log has no rows, so it has no last moment: give when, in seconds")
+    if when is None and log.last is None:
+        raise ValueError("the log has no rows, so it has no last moment: give when, in seconds")
     return log, log.last + 1 if when is None else int(when)
 
 # %% ../nbs/10_rank.ipynb #1a5538f2
@@ -143,15 +153,34 @@ def _check_list(k, diversity): # What can be known before any work is done
     whole_number("k", k)
     if not 0 <= diversity <= 1: raise ValueError(f"diversity runs from 0 to 1, got {diversity!r}")
 
-def _check_pair(model, prep):
+def _check_pair(model, prep): # Of one training: the spec carries the preprocessor's checksum
     if prep.spec is None: raise ValueError("the preprocessor knows nothing yet: fit it, or load a fitted one")
-    if not hasattr(model, "spec"): raise ValueError(f"{type(model).__name__} has no spec, which is needed here: subclass Recommender")
-    if model.spec != prep.spec: raise ValueError("model and preprocessor do not belong together: their specs differ; use the pair that was trained together")
+    if not hasattr(model, "spec") or not hasattr(model, "serving"):
+        raise ValueError(f"{type(model).__name__} is not a Recommender, which is needed here: subclass Recommender")
+    if model.spec != prep.spec:
+        raise ValueError("model and preprocessor do not belong together: their specs differ; "
+                         "use the pair that was trained together")
 
+def _task(model, name): # Number of a task
+    names = [task.name for task in model.spec.tasks]
+    if name is not None and name not in names:
+        raise ValueError(f"task {name!r} is unknown; the model predicts {', '.join(names)}")
+    return 0 if name is None else names.index(name)
+
+# %% ../nbs/10_rank.ipynb #2a9edb28
 def _seen(prep, log, user, when): # Positions in prep.items of what the user was shown before the moment
-    at = log.kept(("places", prep.spec.prep), lambda: Vocabulary(words=prep.items[prep.schema.item].tolist()).encode(log.events[prep.schema.item]) - 1)
-    seen = np.unique(at[log.rows([user], when)[0]])
+    item, items = prep.schema.item, prep.items
+    def places(): # the frame is kept beside them, so that its id stays its own
+        return items, Vocabulary(words=items[item].tolist()).encode(log.events[item]) - 1
+    seen = np.unique(log.kept(("places", id(items)), places)[1][log.rows([user], when)[0]])
     return seen[seen >= 0]
+
+def _left(prep, log, user, when, exclude_seen): # Positions of the items that may be shown
+    places = np.arange(len(prep.items))
+    if exclude_seen: places = np.delete(places, _seen(prep, log, user, when))
+    if not len(places):
+        raise ValueError(f"user {user!r} has seen every item; pass exclude_seen=False to show them again")
+    return places
 
 def _list(items, pick, score): # One row per place: rank, the item's columns, score
     columns = {c: items[c].array[pick] for c in items if c not in ("rank", "score")}
@@ -173,10 +202,10 @@ def question(
 
 def item_batch(
     prep: Preprocessor, # Fitted
-    frame: pd.DataFrame | None = None, # Rows that lack some columns, which then count as missing; None: the items, as far as a model reads them
+    frame: pd.DataFrame | None = None, # Rows that may lack columns; None: the items, as far as a model reads them
     context: dict | None = None, # Values of further columns
-): # Batch, without anybody's past
-    """Rows as a batch, whatever columns they have."""
+) -> Batch: # One row per row, without anybody's past
+    """Rows as a batch, whatever columns they have; a column that is not there counts as missing."""
     schema = prep.schema
     if frame is None: frame = prep.items[[c for c in prep.items if c in (*schema.item_columns, schema.item)]]
     blank = {c: None for c in (schema.user, schema.item, *schema.categorical) if c not in frame}
@@ -195,10 +224,10 @@ class Scorer:
         prep: Preprocessor, # Fitted; it knows the items
     ):
         _check_pair(model, prep)
-        self.model, self.prep, self.device = model, prep, next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.model, self.prep, self.device = model, prep, self._where(model)
 
     def scores(self,
-        users, # U user ids; unknown ones are newcomers
+        users: list, # U user ids; unknown ones are newcomers
         scenario, # Where the lists will be shown
         log: EventLog, # What has happened so far
         when: int, # Moment in seconds
@@ -206,15 +235,26 @@ class Scorer:
         task: int = 0, # Number of the task whose probability is wanted
     ) -> torch.Tensor: # (U, n) float32 on the CPU, in the order of the preprocessor's items
         """Probabilities of every item."""
-        out, items = torch.empty(len(users), len(self.prep.items)), np.arange(len(self.prep.items))
+        items = np.arange(len(self.prep.items))
+        out = torch.empty(len(users), len(items))
         for u, user in enumerate(users):
-            prob = predict(self.model, self.prep.transform(question(self.prep, user, scenario, when, context, items), log=log))
+            rows = question(self.prep, user, scenario, when, context, items)
+            prob = predict(self.model, self.prep.transform(rows, log=log))
             out[u] = prob if prob.ndim == 1 else prob[:, task]
         return out
 
     def vectors(self) -> torch.Tensor: # (n, m) on the CPU
         """What each item is like, as the model sees it."""
         with torch.inference_mode(): return self.model.item_vectors(item_batch(self.prep).to(self.device)).cpu()
+
+    def check_device(self) -> None:
+        """What was kept lives where the model lived. Raises: `ValueError` if the model has moved since."""
+        if (now := self._where(self.model)) != self.device:
+            raise ValueError(f"the model has moved from {self.device} to {now} since the catalogue was built: "
+                             "build it again")
+
+    @staticmethod
+    def _where(model): return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 # %% ../nbs/10_rank.ipynb #5da9ebe4
 def recommend(
@@ -232,30 +272,18 @@ def recommend(
 ) -> pd.DataFrame: # One row per place: rank from 1, the item's id and columns, score (a probability)
     """The list for one user in one scenario; `Catalogue` makes many of them for less.
 
-    Raises: `ValueError` for an unknown scenario or task, k below 1, a diversity outside 0 to 1, a user who has seen everything, a
-    user id of another kind than the log's, a context column that is missing or not allowed, an empty log without `when`, or a
-    model and a preprocessor that do not belong together.
+    Raises: `ValueError` for an unknown scenario or task, k below 1, a diversity outside 0 to 1, a user who has seen
+    everything, a user id of another kind than the log's, a context column that is missing or not allowed, an empty log
+    without `when`, or a model and a preprocessor that do not belong together.
     """
     _check_list(k, diversity)
     scorer, context = Scorer(model, prep), dict(context or {})
-    log, when = _question(prep, log, [user_id], scenario, when, context)
-    places = _left(prep, log, user_id, when, exclude_seen)
-    batch = prep.transform(question(prep, user_id, scenario, when, context, places), log=log)
-    score = predict(model, batch)
-    score = (score if score.ndim == 1 else score[:, _task(model, task)]).numpy()
+    log, when = _checked(prep, log, [user_id], scenario, when, context)
+    column, places = _task(model, task), _left(prep, log, user_id, when, exclude_seen)
+    score = predict(model, prep.transform(question(prep, user_id, scenario, when, context, places), log=log))
+    score = (score if score.ndim == 1 else score[:, column]).numpy()
     pick = top_k(score, k) if diversity == 0 else mmr(score, scorer.vectors()[places], k, diversity)
     return _list(prep.items, places[pick], score[pick])
-
-def _left(prep, log, user, when, exclude_seen): # Positions of the items that may be shown
-    places = np.arange(len(prep.items))
-    if exclude_seen: places = np.delete(places, _seen(prep, log, user, when))
-    if not len(places): raise ValueError(f"user {user!r} has seen every item; pass exclude_seen=False to show them again")
-    return places
-
-def _task(model, name): # Number of a task
-    names = [task.name for task in model.spec.tasks]
-    if name is not None and name not in names: raise ValueError(f"task {name!r} is unknown; the model predicts {', '.join(names)}")
-    return 0 if name is None else names.index(name)
 
 # %% ../nbs/10_rank.ipynb #a5988e65
 def overlap(
@@ -333,42 +361,50 @@ def item_weights(
     return masked_softmax(e, present.unsqueeze(1).expand_as(e))
 
 # %% ../nbs/10_rank.ipynb #a9f7412d
-_PLAIN = (MeanFusion, OwnScenario, ConcatFusion, ScenarioAttention, BesideOwn) # Fusions whose work (10.7) knows how to part
+_PLAIN = (MeanFusion, OwnScenario, ConcatFusion, ScenarioAttention, BesideOwn) # Fusions that (10.7) knows how to part
 
-def _splits(model, prep): # Whether (10.7) holds: our own forward pass, one task, and no column that stands in the wrong table
-    schema, fuse = prep.schema, getattr(model, "fuse", None)
-    ours = all(getattr(type(model), name) is getattr(InterestModel, name) for name in ("forward", "explain", "_scored")) and len(model.spec.tasks) == 1
-    kinds = {Categories, Numbers} | ({Histories} if fuse is not None else set())
+def _splits(model, prep): # Whether (10.7) holds: our own forward pass, and no column that stands in the wrong table
+    schema, fuse, ours = prep.schema, getattr(model, "fuse", None), ("forward", "explain", "_scored", "item_vectors")
+    if any(getattr(type(model), name) is not getattr(InterestModel, name) for name in ours): return False
+    if {type(head) for head in model.heads} != {InterestPredictor}: return False
+    if fuse is not None and type(fuse) not in _PLAIN: return False
+    needed = {Categories, Numbers} | ({Histories} if fuse is not None else set())
     with_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items}
-    return ours and (fuse is None or type(fuse) in _PLAIN) and kinds <= {type(p) for p in prep.parts} and with_items == set(schema.item_columns)
+    return needed <= {type(part) for part in prep.parts} and with_items == set(schema.item_columns)
 
-def _places(model): # Where the head's input has the item's features, the user's, z and the match; fields and dense columns of the user
-    spec, e, F = model.spec, model.d_embed, len(model.spec.fields)
+def _layers(head): # Its linear layers; a ReLU stands between each two
+    return [*getattr(head.hidden, "layers", []), head.out]
+
+def _owners(model): # Which fields and which numbers the item brings; and which it does not
+    fields, names = model.item_columns, model.spec.dense
+    numbers = [names.index(c) for c in model.spec.item_dense]
+    rest = lambda n, own: [j for j in range(n) if j not in own]
+    return fields, numbers, rest(len(model.spec.fields), fields), rest(len(names), numbers)
+
+def _first_layer(model, head): # W_I, W_U, W_z, W_m and b_1 of (10.7)
+    layer, F, D, e = _layers(model.heads[head])[0], len(model.spec.fields), len(model.spec.dense), model.d_embed
     d = 0 if model.fusion == "none" else model.widths[-1]
-    dense = [spec.dense.index(c) for c in spec.item_dense]
-    fields, others = [j for j in range(F) if j not in model.item_columns], [j for j in range(len(spec.dense)) if j not in dense]
-    of = lambda fields, dense: [j*e + k for j in fields for k in range(e)] + [F*e + j for j in dense]
-    after = F*e + len(spec.dense)
-    meet = list(range(after + e, after + e + 2*d))
-    return SimpleNamespace(item=of(model.item_columns, dense), user=of(fields, others) + list(range(after, after + e)), z=meet[:d], match=meet[d:],
-                           item_dense=dense, fields=fields, dense=others)
+    W_E, W_D, W_t, W_z, W_m = layer.weight.split([F*e, D, e, d, d], 1)
+    items, numbers, others, more = _owners(model)
+    W_E = W_E.unflatten(1, (F, e))
+    W_I = torch.cat([W_E[:, items].flatten(1), W_D[:, numbers]], 1)
+    W_U = torch.cat([W_E[:, others].flatten(1), W_D[:, more], W_t], 1)
+    return W_I, W_U, W_z, W_m, layer.bias
 
 # %% ../nbs/10_rank.ipynb #0c2fc161
 def _attention(fuse): # The attention in a fusion, or None
     return getattr(fuse, "attention", fuse) if isinstance(fuse, (ScenarioAttention, BesideOwn)) else None
 
-def _layers(head): # Its linear layers; a ReLU stands between each two
-    return [*getattr(head.hidden, "layers", []), head.out]
-
-def _item_parts(model, fields, dense, places): # What (10.7) and (10.8) keep of some items
-    query = model.embed(fields)[:, model.item_columns].flatten(1)
-    kept = dict(query=query, x=torch.cat([query, dense[:, places.item_dense].to(query.dtype)], 1))
+def _item_parts(model, batch): # What (10.7) and (10.8) keep of some items
+    columns, numbers, *_ = _owners(model)
+    query = model.embed(batch.fields)[:, columns].flatten(1)
+    kept = dict(query=query, x=torch.cat([query, batch.dense[:, numbers].to(query.dtype)], 1))
     if model.fusion != "none": kept["wanted"] = model.want(query)
     if attend := _attention(getattr(model, "fuse", None)):
         kept["asks"] = attend.key(query @ attend.query.weight[:, :query.shape[1]].T)
     return kept
 
-def _mix(model, h, present, scenario): # (U, S, d) and (U, d): z is the weighted sum of the first over the scenarios, plus the second
+def _mix(model, h, present, scenario): # (U, S, d) or None, (U, d): z is the weighted sum of the one, plus the other
     fuse, nothing = model.fuse, h.new_zeros(len(h), len(model.item_columns)*model.d_embed)
     attend = _attention(fuse)
     if attend is None: return None, fuse(h, present, nothing, scenario)[0]
@@ -378,66 +414,66 @@ def _mix(model, h, present, scenario): # (U, S, d) and (U, d): z is the weighted
     return mixed @ fuse.join.weight[:, :h.shape[2]].T, fuse.join(torch.cat([rest, own], 1))
 
 # %% ../nbs/10_rank.ipynb #387ce373
-def _histories_of(prep, log, users, when): # history (U, S, H) float32, present (U, S): as Preprocessor.transform makes them
+def _histories_of(prep, log, users, when): # (U, S, H) float32 and present (U, S): as Preprocessor.transform makes them
     part = prep.part(Histories)
     scenario, label, values = part.events(Context(prep.schema, prep.scenarios, log.users, prep.items, log))
     rows, who = log.rows(users, when)
     known = scenario[rows] >= 0
     rows, who, U = rows[known], who[known], len(users)
-    return tuple(map(torch.from_numpy, part.at((who, log.time[rows], scenario[rows], label[rows], values[rows]), np.arange(U), np.full(U, when))))
+    events = who, log.time[rows], scenario[rows], label[rows], values[rows]
+    return tuple(map(torch.from_numpy, part.at(events, np.arange(U), np.full(U, when))))
 
-def _people(scorer, log): # Every user's own columns, and a last row for nobody known; computed once for a log
-    prep, schema = scorer.prep, scorer.prep.schema
+def _people(prep, log): # Every user's own columns, and a last row for nobody known
+    schema = prep.schema
     people = log.users[[c for c in log.users if c in (*schema.categorical, *schema.numeric, schema.user)]]
     batch = item_batch(prep, people.reindex(range(len(people) + 1)))
     return pd.Index(people[schema.user]), batch.fields, batch.dense
 
-def _user_columns(scorer, users, log, context): # fields (U, F), dense (U, D); the item's columns among them are not read
-    row, *tables = log.kept(("people", scorer.prep.spec.prep), lambda: _people(scorer, log))
+def _user_columns(prep, log, users, context): # fields (U, F), dense (U, D); the item's columns among them are not read
+    row, *tables = log.kept(("people", prep.spec.prep), lambda: _people(prep, log))
     rows = row.get_indexer(pd.Index(users))
     known = [table[rows] for table in tables]  # -1, nobody known, is the last row
     if not context: return known
-    given, spec = item_batch(scorer.prep, pd.DataFrame({scorer.prep.schema.user: [None]}), context), scorer.model.spec
-    for table, one, names in zip(known, (given.fields, given.dense), (list(spec.fields), list(spec.dense))):
+    given = item_batch(prep, pd.DataFrame({prep.schema.user: [None]}), context)
+    for table, one, names in zip(known, (given.fields, given.dense), (list(prep.spec.fields), list(prep.spec.dense))):
         own = [names.index(c) for c in context if c in names]
         table[:, own] = one[:, own]
     return known
 
 # %% ../nbs/10_rank.ipynb #f3556c6a
-def _user_part(scorer, users, scenario, log, when, context): # What (10.7) and (10.8) need of a few users, computed once a list
-    model, places, (fields, dense) = scorer.model, scorer.places, _user_columns(scorer, users, log, context)
-    here = scorer.prep.scenarios.index(scenario)
-    t, head = torch.full((len(fields),), here, device=scorer.device), here if len(model.heads) > 1 else 0
-    e = model.embed(fields.to(scorer.device))[:, places.fields].flatten(1)
-    first = _layers(model.heads[head])[0]
-    x = torch.cat([e, dense[:, places.dense].to(e), model.place(t)], 1)
-    part = SimpleNamespace(head=head, bias=x @ first.weight[:, places.user].T + first.bias, W_m=first.weight[:, places.match], mixed=None, rest=None)
-    if model.fusion == "none": return part
-    table, present = (x.to(scorer.device) for x in _histories_of(scorer.prep, log, users, when))
-    part.present, part.h = present, model.extract(table.to(e.dtype)).masked_fill(~present.unsqueeze(-1), 0)
-    part.mixed, part.rest = _mix(model, part.h, present, t)
-    W_z = first.weight[:, places.z]
-    part.bias += part.rest @ W_z.T
-    if part.mixed is not None:
+class _Meeting: # What (10.7) and (10.8) need of a few users in one scenario, and their log-odds for some items
+    def __init__(self, model, head, scenario, fields, dense, history):
+        _, W_U, W_z, self.W_m, b = _first_layer(model, head)
+        *_, others, numbers = _owners(model)
+        t = scenario.expand(len(fields))
+        e = model.embed(fields)[:, others].flatten(1)
+        self.bias = torch.cat([e, dense[:, numbers].to(e), model.place(t)], 1) @ W_U.T + b
+        self.layers, self.mixed, self.rest = _layers(model.heads[head])[1:], None, None
+        if history is None: return
+        table, self.present = history
+        self.h = model.extract(table.to(e.dtype)).masked_fill(~self.present.unsqueeze(-1), 0)
+        self.mixed, self.rest = _mix(model, self.h, self.present, t)
+        self.bias += self.rest @ W_z.T
+        if self.mixed is None: return
         attend = _attention(model.fuse)
-        part.into_first, part.here = part.mixed @ W_z.T, attend.key(attend.query.weight[:, -part.h.shape[2]:] @ attend.target(t[0]))
-    return part
+        self.into_first = self.mixed @ W_z.T
+        self.here = attend.key(attend.query.weight[:, -self.h.shape[2]:] @ attend.target(scenario))
 
-def _block(scorer, part, i, j): # (U, j - i): log-odds of some items for a few users
-    x = scorer.first(part.head)[i:j] + part.bias.unsqueeze(1)
-    if part.mixed is not None:
-        alpha = item_weights(scorer.items["asks"][i:j], part.here, part.h, part.present).to(x.dtype)
-        z = torch.baddbmm(part.rest.unsqueeze(1), alpha, part.mixed)
-        x.baddbmm_(alpha, part.into_first).flatten(0, 1).addmm_((z*scorer.items["wanted"][i:j]).flatten(0, 1), part.W_m.T)
-    elif part.rest is not None: x += scorer.items["wanted"][i:j] @ (part.W_m*part.rest.unsqueeze(1)).transpose(1, 2)
-    for layer in _layers(scorer.model.heads[part.head])[1:]: x = layer(x.relu_())
-    return x.squeeze(-1)
+    def logits(self, first, items): # (U, m); first (m, units) is W_I x_i
+        x = first + self.bias.unsqueeze(1)
+        if self.mixed is not None:
+            alpha = item_weights(items["asks"], self.here, self.h, self.present).to(x.dtype)
+            z = torch.baddbmm(self.rest.unsqueeze(1), alpha, self.mixed)
+            x.baddbmm_(alpha, self.into_first).flatten(0, 1).addmm_((z*items["wanted"]).flatten(0, 1), self.W_m.T)
+        elif self.rest is not None: x += items["wanted"] @ (self.W_m*self.rest.unsqueeze(1)).transpose(1, 2)
+        for layer in self.layers: x = layer(x.relu_())
+        return x.squeeze(-1)
 
 # %% ../nbs/10_rank.ipynb #36141f49
 class InterestScorer(Scorer):
-    """The same for an `InterestModel`: what only the items know is computed once, what only the user knows once per list.
+    """The same for an `InterestModel`: what only the items know is computed once, what only the user knows once a list.
 
-    Formula: (10.7) and (10.8). A model that cannot be parted so, such as one with a fusion of your own, is passed in full.
+    Formula: (10.7) and (10.8). A model that cannot be parted so, such as one with a fusion of your own, is passed whole.
     """
     def __init__(self,
         model: InterestModel, # Trained; stays on the device where it is
@@ -446,9 +482,9 @@ class InterestScorer(Scorer):
         super().__init__(model, prep)
         self.split, self.firsts = _splits(model, prep), {}
         if not self.split: return
-        self.places, batch = _places(model), item_batch(prep)
-        blocks = [batch[i:i + 2**16].to(self.device) for i in range(0, max(len(batch), 1), 2**16)]
-        with torch.inference_mode(): parts = [_item_parts(model, part.fields, part.dense, self.places) for part in blocks]
+        batch, rows = item_batch(prep), 2**16
+        with torch.inference_mode():
+            parts = [_item_parts(model, batch[i:i + rows].to(self.device)) for i in range(0, max(len(batch), 1), rows)]
         self.items = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def scores(self, users, scenario, log, when, context, task=0):
@@ -457,41 +493,50 @@ class InterestScorer(Scorer):
         out, some = torch.empty(len(users), n), max(rows//max(n, 1), 1)
         with torch.inference_mode():
             for u in range(0, len(users), some):
-                part = _user_part(self, users[u:u + some], scenario, log, when, context)
-                for i in range(0, n, rows): out[u:u + some, i:i + rows] = _block(self, part, i, i + rows).float().sigmoid()
+                head, meeting = self._meeting(users[u:u + some], scenario, log, when, context, task)
+                for i in range(0, n, rows):
+                    items = {name: x[i:i + rows] for name, x in self.items.items()}
+                    out[u:u + some, i:i + rows] = meeting.logits(self._first(head)[i:i + rows], items).float().sigmoid()
         return out
 
     def vectors(self): return self.items["query"].cpu() if self.split else super().vectors()
 
-    def first(self, head): # (n, units): the item's term of (10.7), made when a head is first asked
-        if head not in self.firsts: self.firsts[head] = self.items["x"] @ _layers(self.model.heads[head])[0].weight[:, self.places.item].T
+    def _meeting(self, users, scenario, log, when, context, task): # Which head answers, and what the users bring
+        t, each = self.prep.scenarios.index(scenario), len(self.model.heads)//len(self.model.spec.tasks)
+        head = task*each + (t if each > 1 else 0)
+        here = lambda tensors: [x.to(self.device) for x in tensors]
+        past = None if self.model.fusion == "none" else here(_histories_of(self.prep, log, users, when))
+        own = here([torch.tensor(t), *_user_columns(self.prep, log, users, context)])
+        return head, _Meeting(self.model, head, *own, past)
+
+    def _first(self, head): # (n, units): the item's term of (10.7), made when a head is first asked
+        if head not in self.firsts: self.firsts[head] = self.items["x"] @ _first_layer(self.model, head)[0].T
         return self.firsts[head]
 
 # %% ../nbs/10_rank.ipynb #b05d60d6
 class Catalogue:
     """All items read once, for many lists: those of `recommend`, at a fraction of the work.
 
-    It keeps what the model's `serving` computes of the items: build a new one when weights or items have changed. The log is
-    sorted once; a newer one may be given with each question.
+    It keeps what the model's `serving` computes of the items: build a new one when weights or items have changed.
 
     Raises: `ValueError` for a model and a preprocessor that do not belong together.
     """
     def __init__(self,
         model: Recommender, # Trained; stays on the device where it is
         prep: Preprocessor, # Fitted; it knows the items
-        log: EventLog | pd.DataFrame, # What has happened so far
+        log: EventLog | pd.DataFrame, # What has happened so far; sorted once
     ):
-        self.scorer, self.prep = model.serving(prep), prep
-        self.log = log if isinstance(log, EventLog) else EventLog(log, None, prep.schema)
+        _check_pair(model, prep)
+        self.scorer, self.prep, self.log = model.serving(prep), prep, _as_log(prep, log)
 
     def scores(self,
         users, # U user ids; unknown ones are newcomers
         scenario, # Where the lists will be shown
+        log: EventLog | pd.DataFrame | None = None, # A newer log; None takes the catalogue's own
         when: int | None = None, # Moment in seconds; None is one second after the log's last row
-        log: EventLog | None = None, # Another log than the catalogue's own
         context: dict | None = None, # Values of further columns that the schema names, one for all
         task: str | None = None, # Which answer counts, where the model predicts several; None takes the first
-    ) -> torch.Tensor: # (U, n) float32 on the CPU: probability of a click of every item, in the order of the preprocessor's items
+    ) -> torch.Tensor: # (U, n) float32 on the CPU: probability of every item, in the order of the preprocessor's items
         """Score all items for some users, in blocks: beside the result, memory does not grow with users or items.
 
         Formula: (10.7) `W₁x + b₁ = W_I x_i + (W_U x_ut + b₁) + W_z z + W_m (z ∘ w_i)`, then the layers after it.
@@ -499,16 +544,25 @@ class Catalogue:
         Raises: `ValueError` as `recommend` does, but not for what was seen.
         """
         users, context = list(users), dict(context or {})
-        log, when = _question(self.prep, self.log if log is None else log, users, scenario, when, context)
-        moved = next((p.device for p in self.scorer.model.parameters()), self.scorer.device)
-        if moved != self.scorer.device: raise ValueError(f"the model has moved from {self.scorer.device} to {moved} since the catalogue was built: build it again")
+        log, when = _checked(self.prep, self.log if log is None else log, users, scenario, when, context)
+        self.scorer.check_device()
         return self.scorer.scores(users, scenario, log, when, context, _task(self.scorer.model, task))
 
-    def recommend(self, user_id, scenario, k=10, exclude_seen=True, diversity=0.0, log=None, when=None, context=None, task=None) -> pd.DataFrame:
+    def recommend(self,
+        user_id, # User id; an unknown id gets recommendations without history
+        scenario, # Where the list will be shown
+        k: int = 10, # Length of the list; shorter where fewer items are left
+        exclude_seen: bool = True, # Leave out every item that the user was shown before the moment of the list
+        diversity: float = 0.0, # 0 to 1, as in mmr; 0 sorts by interest alone
+        log: EventLog | pd.DataFrame | None = None, # A newer log; None takes the catalogue's own
+        when: int | None = None, # Moment of the list in seconds; None is one second after the log's last row
+        context: dict | None = None, # Values of further columns that the schema names, one for all items
+        task: str | None = None, # Which answer counts, where the model predicts several; None takes the first
+    ) -> pd.DataFrame: # One row per place: rank from 1, the item's id and columns, score (a probability)
         """The list for one user in one scenario, as `recommend` makes it. Raises: `ValueError` as `recommend` does."""
         _check_list(k, diversity)
-        log = self.log if log is None else log if isinstance(log, EventLog) else EventLog(log, None, self.prep.schema)
-        score = self.scores([user_id], scenario, when, log, context, task)[0].numpy()
+        log = self.log if log is None else _as_log(self.prep, log)
+        score = self.scores([user_id], scenario, log, when, context, task)[0].numpy()
         places = _left(self.prep, log, user_id, log.last + 1 if when is None else int(when), exclude_seen)
         if diversity == 0: pick = places[top_k(score[places], k)]
         else: pick = places[mmr(score[places], self.scorer.vectors()[places], k, diversity)]

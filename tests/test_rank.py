@@ -1,5 +1,4 @@
 "Second opinions on lists: sorting, plain loops, every ordered list tried."
-import dataclasses
 import itertools
 import math
 import time
@@ -239,19 +238,22 @@ def test_probabilities_are_checked():
 
 @pytest.fixture(scope="module")
 def shop():
-    "A small mall, its preprocessor and an untrained model, whose scores differ as well."
+    "A small mall, its preprocessor, an untrained model, whose scores differ as well, and the log."
     mall = data.toy_mall(n_users=60, n_items=50, n_events=2500, seed=1)
     prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
     torch.manual_seed(0)
-    return mall, prep, model.InterestModel(prep.spec).eval()
+    return mall, prep, model.InterestModel(prep.spec).eval(), preprocess.EventLog(mall.events, mall.users)
 
 
 def busy(mall): return int(mall.events.user_id.value_counts().index[-20])
 
 
+def logged(mall, events): return preprocess.EventLog(events, mall.users)
+
+
 def slow_list(mall, prep, net, user, scenario, log, when, unseen=True):
     "Score each item in a batch of its own, against the whole log, and sort."
-    past = log[log.timestamp < when]
+    past = mall.events[mall.events.timestamp < when]
     seen = set(past.item_id[past.user_id == user]) if unseen else set()
     rows = []
     for item in prep.items.item_id:
@@ -262,10 +264,10 @@ def slow_list(mall, prep, net, user, scenario, log, when, unseen=True):
 
 
 def test_recommend_item_by_item(shop, scenario="cart"):
-    mall, prep, net = shop
+    mall, prep, net, log = shop
     user, when = busy(mall), int(mall.events.timestamp.max()) + 1
-    slow = slow_list(mall, prep, net, user, scenario, mall.events, when)
-    top = rank.recommend(net, prep, user, scenario, k=8)
+    slow = slow_list(mall, prep, net, user, scenario, log, when)
+    top = rank.recommend(net, prep, log, user, scenario, k=8)
     assert top["rank"].tolist() == list(range(1, 9)) and top.score.is_monotonic_decreasing
     assert list(top.columns) == ["rank", *mall.items.columns, "score"]
     np.testing.assert_allclose(top.score, [slow[i] for i in top.item_id], atol=1e-6)
@@ -275,42 +277,46 @@ def test_recommend_item_by_item(shop, scenario="cart"):
 
 
 def test_a_list_of_the_past_knows_nothing_later(shop):
-    mall, prep, net = shop
+    mall, prep, net, log = shop
     user = busy(mall)
     when = int(mall.events.timestamp[mall.events.user_id == user].median())
-    slow = slow_list(mall, prep, net, user, "home", mall.events, when)
-    top = rank.recommend(net, prep, user, "home", k=50, when=when)
+    slow = slow_list(mall, prep, net, user, "home", log, when)
+    top = rank.recommend(net, prep, log, user, "home", k=50, when=when)
     assert set(top.item_id) == set(slow)
     np.testing.assert_allclose(top.score, [slow[i] for i in top.item_id], atol=1e-6)
-    earlier = rank.recommend(net, prep, user, "home", k=50, when=when, log=mall.events[mall.events.timestamp < when])
-    pd.testing.assert_frame_equal(top, earlier)
+    early = logged(mall, mall.events[mall.events.timestamp < when])
+    pd.testing.assert_frame_equal(top, rank.recommend(net, prep, early, user, "home", k=50, when=when))
 
 
 def test_seen_is_shown_in_any_scenario_clicked_or_not(shop):
-    mall, prep, net = shop
+    mall, prep, net, log = shop
     user = busy(mall)
     seen = set(mall.events.item_id[mall.events.user_id == user])
-    assert set(rank.recommend(net, prep, user, "home", k=50).item_id) == set(mall.items.item_id) - seen
-    assert len(rank.recommend(net, prep, user, "home", k=99, exclude_seen=False)) == 50
-    later = mall.events[mall.events.user_id != user]  # the log given is the one that counts
-    assert len(rank.recommend(net, prep, user, "home", k=99, log=later)) == 50
+    assert set(rank.recommend(net, prep, log, user, "home", k=50).item_id) == set(mall.items.item_id) - seen
+    assert len(rank.recommend(net, prep, log, user, "home", k=99, exclude_seen=False)) == 50
+    others = logged(mall, mall.events[mall.events.user_id != user])  # the log given is the one that counts
+    assert len(rank.recommend(net, prep, others, user, "home", k=99)) == 50
+
+
+def whole_shop(mall): # One user was shown everything
+    return pd.DataFrame(dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0))
 
 
 def test_a_user_who_has_seen_everything(shop):
-    mall, prep, net = shop
-    log = pd.DataFrame(dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0))
-    with pytest.raises(ValueError, match="user 3 has seen every item; pass exclude_seen=False"): rank.recommend(net, prep, 3, "home", log=log)
-    assert len(rank.recommend(net, prep, 3, "home", log=log, exclude_seen=False)) == 10
-    assert rank.recommend(net, prep, 3, "home", log=log[:-1]).item_id.tolist() == [mall.items.item_id.iloc[-1]]
+    mall, prep, net, _ = shop
+    log = logged(mall, whole_shop(mall))
+    with pytest.raises(ValueError, match="user 3 has seen every item; pass exclude_seen=False"): rank.recommend(net, prep, log, 3, "home")
+    assert len(rank.recommend(net, prep, log, 3, "home", exclude_seen=False)) == 10
+    most = logged(mall, whole_shop(mall)[:-1])
+    assert rank.recommend(net, prep, most, 3, "home").item_id.tolist() == [mall.items.item_id.iloc[-1]]
 
 
 @pytest.mark.parametrize("lam", [.3, 1])
 def test_recommend_with_diversity_is_mmr_on_the_embeddings_of_the_item(shop, lam):
-    mall, prep, net = shop
-    top = rank.recommend(net, prep, 5, "live", k=6, diversity=lam, exclude_seen=False)
+    mall, prep, net, log = shop
+    top = rank.recommend(net, prep, log, 5, "live", k=6, diversity=lam, exclude_seen=False)
     when = int(mall.events.timestamp.max()) + 1
-    frame = prep.items[["item_id"]].assign(user_id=5, scenario="live", timestamp=when)
-    batch = prep.transform(frame)
+    batch = prep.transform(prep.items[["item_id"]].assign(user_id=5, scenario="live", timestamp=when), log=log)
     names = list(prep.spec.fields)
     table = net.embed.table.weight.detach()
     vectors = torch.cat([table[batch.fields[:, names.index(c)]] for c in ("category", "brand", "item_id")], 1)
@@ -319,100 +325,156 @@ def test_recommend_with_diversity_is_mmr_on_the_embeddings_of_the_item(shop, lam
 
 
 def test_the_same_question_has_the_same_answer_and_changes_nothing(shop):
-    mall, prep, net = shop
-    log, items = prep.log.copy(), prep.items.copy()
+    mall, prep, net, log = shop
+    events, users, items = log.events.copy(), log.users.copy(), prep.items.copy()
     for lam in (0., .4):
-        pd.testing.assert_frame_equal(rank.recommend(net, prep, 7, "cart", diversity=lam), rank.recommend(net, prep, 7, "cart", diversity=lam))
-    pd.testing.assert_frame_equal(prep.log, log)
-    pd.testing.assert_frame_equal(prep.items, items)
+        pd.testing.assert_frame_equal(*[rank.recommend(net, prep, log, 7, "cart", diversity=lam) for _ in range(2)])
+    for now, before in ((log.events, events), (log.users, users), (prep.items, items)): pd.testing.assert_frame_equal(now, before)
 
 
 def test_newcomers(shop):
-    mall, prep, net = shop
-    a, b = (rank.recommend(net, prep, user, "search") for user in (-1, 10**6))
-    pd.testing.assert_frame_equal(a, b)  # nobody knows either
+    mall, prep, net, log = shop
+    nobody = [rank.recommend(net, prep, log, user, "search") for user in (-1, 10**6, None)]
+    for other in nobody[1:]: pd.testing.assert_frame_equal(nobody[0], other)  # nobody knows either
     when = int(mall.events.timestamp.max()) + 1
-    without = rank.recommend(net, prep, 5, "search", log=mall.events[:0], when=when)
+    without = rank.recommend(net, prep, logged(mall, mall.events[:0]), 5, "search", when=when)
     assert len(without) == 10 and without.score.between(0, 1).all()
+    assert not np.allclose(without.score, nobody[0].score)  # the users' table still knows the age band
 
 
-def test_an_item_that_came_after_training_is_scored(shop):
-    mall, _, net = shop
+def test_an_item_that_came_after_training_is_scored_and_can_have_been_seen(shop):
+    mall, _, net, log = shop
     prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
+    before = rank.recommend(net, prep, log, 5, "home", k=50)  # the log has been asked about the old items
     twin = mall.items.iloc[[4]].assign(item_id=999, title="new")
-    prep.items = pd.concat([mall.items, twin], ignore_index=True)
-    top = rank.recommend(net, prep, 5, "home", k=51, exclude_seen=False)
+    prep.items = pd.concat([twin, mall.items], ignore_index=True)
+    top = rank.recommend(net, prep, log, 5, "home", k=51, exclude_seen=False)
     assert 999 in set(top.item_id) and len(top) == 51 and top.score.notna().all()
-    assert len(rank.recommend(net, prep, 5, "home", k=51, exclude_seen=False, diversity=.5)) == 51
+    assert len(rank.recommend(net, prep, log, 5, "home", k=51, exclude_seen=False, diversity=.5)) == 51
+    assert set(rank.recommend(net, prep, log, 5, "home", k=51).item_id) == {*before.item_id, 999}
+    shown = pd.DataFrame(dict(user_id=[5], item_id=[999], scenario=["home"], timestamp=[log.last], clicked=[1]))
+    for make in (lambda log: rank.recommend(net, prep, log, 5, "home", k=51), lambda log: rank.Catalogue(net, prep, log).recommend(5, "home", k=51)):
+        assert set(make(preprocess.with_news(log, shown)).item_id) == set(before.item_id)
+
+
+def words(mall):
+    "The log and the items with ids that are text."
+    log = mall.events.assign(user_id="u" + mall.events.user_id.astype(str), item_id="i" + mall.events.item_id.astype(str))
+    return log, mall.items[["item_id", "category"]].assign(item_id="i" + mall.items.item_id.astype(str))
 
 
 def test_items_of_other_columns():
     "No title; an item column called score; ids that are text; no users' frame."
-    mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
-    log = mall.events.assign(user_id="u" + mall.events.user_id.astype(str), item_id="i" + mall.events.item_id.astype(str))
-    items = mall.items[["item_id", "category"]].assign(item_id="i" + mall.items.item_id.astype(str), score=5.)
-    schema = data.Schema(categorical=("category",), numeric=())
-    prep = preprocess.Preprocessor(schema).fit(log, items=items)
+    events, items = words(data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2))
+    prep = preprocess.Preprocessor(data.Schema(categorical=("category",), numeric=())).fit(events, items=items.assign(score=5.))
     net = model.InterestModel(prep.spec)
-    top = rank.recommend(net, prep, "u3", "home", k=4, exclude_seen=False)
+    top = rank.recommend(net, prep, events, "u3", "home", k=4, exclude_seen=False)
     assert list(top.columns) == ["rank", "item_id", "category", "score"] and (top.score < 1).all()
-    assert len(rank.recommend(net, prep, "nobody", "home", k=4)) == 4
-    with pytest.raises(ValueError, match="user_id 3 is a number, the known ids are text"): rank.recommend(net, prep, 3, "home")
+    assert len(rank.recommend(net, prep, events, "nobody", "home", k=4)) == 4
+    with pytest.raises(ValueError, match="column 'user_id': these ids are numbers, those of the log are text: convert them"):
+        rank.recommend(net, prep, events, 3, "home")
 
 
 def with_hour():
     mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
-    log = mall.events.merge(mall.users[["user_id", "age_band"]], on="user_id").assign(hour=(mall.events.timestamp//3600 % 24).map(lambda h: "day" if 8 <= h < 20 else "night"))
-    prep = preprocess.Preprocessor(data.Schema(categorical=("age_band", "category", "hour"), numeric=())).fit(log, items=mall.items)
+    hour = (mall.events.timestamp//3600 % 24).map(lambda h: "day" if 8 <= h < 20 else "night")
+    events = mall.events.merge(mall.users[["user_id", "age_band"]], on="user_id").assign(hour=hour)
+    prep = preprocess.Preprocessor(data.Schema(categorical=("age_band", "category", "hour"), numeric=())).fit(events, items=mall.items)
     torch.manual_seed(1)
-    return log, prep, model.InterestModel(prep.spec)
+    return mall, events, prep, model.InterestModel(prep.spec)
 
 
 def test_context():
-    log, prep, net = with_hour()
-    day, night = (rank.recommend(net, prep, 1, "home", context={"hour": hour, "age_band": "<25"}) for hour in ("day", "night"))
+    _, events, prep, net = with_hour()
+    day, night = (rank.recommend(net, prep, events, 1, "home", context={"hour": hour, "age_band": "<25"}) for hour in ("day", "night"))
     assert not np.allclose(day.score.sort_values(), night.score.sort_values())
-    when = int(log.timestamp.max()) + 1
+    when = int(events.timestamp.max()) + 1
     frame = pd.DataFrame(dict(item_id=day.item_id, user_id=1, scenario="home", timestamp=when, hour="day", age_band="<25"))
-    np.testing.assert_allclose(day.score, train.predict(net, prep.transform(frame)), atol=1e-6)
+    np.testing.assert_allclose(day.score, train.predict(net, prep.transform(frame, log=events)), atol=1e-6)
 
 
-def test_a_context_that_is_missing_or_wrong(shop):
-    mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
-    _, prep, net = with_hour()
-    prep.users = mall.users  # a users' frame without the hour
-    with pytest.raises(ValueError, match="column 'hour' belongs to the moment of the list: give its value"): rank.recommend(net, prep, 1, "home")
-    assert len(rank.recommend(net, prep, 1, "home", context={"hour": "day"})) == 10
+def test_a_context_that_is_missing_or_wrong():
+    mall, events, prep, net = with_hour()
+    log = preprocess.EventLog(events, mall.users, prep.schema)  # a users' frame without the hour
+    says = "column 'hour' belongs to the moment of the list: give its value, context={'hour': ...}; if it describes users, give EventLog"
+    with pytest.raises(ValueError, match=says): rank.recommend(net, prep, log, 1, "home")
+    assert len(rank.recommend(net, prep, log, 1, "home", context={"hour": "day"})) == 10
     for name in ("item_id", "category", "timestamp", "colour"):
         with pytest.raises(ValueError, match=f"context: '{name}' cannot be set for all items; choose from age_band, hour"):
-            rank.recommend(net, prep, 1, "home", context={name: 1})
+            rank.recommend(net, prep, log, 1, "home", context={name: 1})
 
 
 def test_what_recommend_refuses(shop):
-    mall, prep, net = shop
-    with pytest.raises(ValueError, match="scenario 'roof' is unknown; choose from cart, home, live, search"): rank.recommend(net, prep, 1, "roof")
-    with pytest.raises(ValueError, match="k must be a whole number"): rank.recommend(net, prep, 1, "home", k=0)
-    for lam in (-1, 2, math.nan):
-        with pytest.raises(ValueError, match="diversity runs from 0 to 1"): rank.recommend(net, prep, 1, "home", diversity=lam)
-    with pytest.raises(ValueError, match="user_id '1' is text, the known ids are numbers"): rank.recommend(net, prep, "1", "home")
-    with pytest.raises(ValueError, match="the log has no rows.*give when"): rank.recommend(net, prep, 1, "home", log=mall.events[:0])
-    with pytest.raises(ValueError, match="fit it, or load a fitted one"): rank.recommend(net, preprocess.Preprocessor(), 1, "home")
-    other = model.InterestModel(dataclasses.replace(prep.spec, scenarios=("home", "search", "cart", "live")))
-    with pytest.raises(ValueError, match="do not belong together"): rank.recommend(other, prep, 1, "home")
+    mall, prep, net, log = shop
+    def refused(says, *question, net=net, prep=prep, log=log, **more):
+        with pytest.raises(ValueError, match=says): rank.recommend(net, prep, log, *question, **more)
+    refused("scenario 'roof' is unknown; choose from cart, home, live, search", 1, "roof")
+    refused("k must be a whole number", 1, "home", k=0)
+    for lam in (-1, 2, math.nan): refused("diversity runs from 0 to 1", 1, "home", diversity=lam)
+    refused("column 'user_id': these ids are text, those of the log are numbers: convert them", "1", "home")
+    refused("task 'bought' is unknown; the model predicts clicked", 1, "home", task="bought")
+    refused("the log has no rows.*give when", 1, "home", log=logged(mall, mall.events[:0]))
+    refused("column 'age_band' belongs to the moment.*if it describes users, give EventLog", 1, "home", log=mall.events)
+    refused("fit it, or load a fitted one", 1, "home", prep=preprocess.Preprocessor())
+    refused("Linear is not a Recommender", 1, "home", net=torch.nn.Linear(2, 1))
+    other = preprocess.Spec(("home", "search", "cart", "live"), prep.spec.features, prep.spec.tasks, prep.spec.query, prep.spec.prep)
+    refused("do not belong together", 1, "home", net=model.InterestModel(other))
+
+
+def test_equal_sizes_are_not_the_same_preprocessor(shop):
+    "Two preprocessors of one shape, fitted on other rows: everything in their specs is equal but the checksum."
+    mall, prep, net, log = shop
+    other = preprocess.Preprocessor().fit(mall.events.assign(clicked=1 - mall.events.clicked), mall.users, mall.items)
+    plain = [preprocess.Spec(s.scenarios, s.features, s.tasks, s.query) for s in (prep.spec, other.spec)]
+    assert plain[0] == plain[1] and prep.spec != other.spec
+    for ask in (lambda: rank.recommend(net, other, log, 1, "home"), lambda: rank.Catalogue(net, other, log), lambda: rank.Scorer(net, other)):
+        with pytest.raises(ValueError, match="model and preprocessor do not belong together: their specs differ"): ask()
 
 
 def test_saved_and_loaded_they_still_belong_together(shop, tmp_path):
-    _, prep, net = shop
-    prep.save(tmp_path), net.save(tmp_path)
-    again = rank.recommend(model.InterestModel.load(tmp_path), preprocess.Preprocessor.load(tmp_path), 5, "live", diversity=.2)
-    pd.testing.assert_frame_equal(again, rank.recommend(net, prep, 5, "live", diversity=.2), check_dtype=False)
+    _, prep, net, log = shop
+    prep.save(tmp_path), net.save(tmp_path), preprocess.save_log(log, tmp_path)
+    pair = model.InterestModel.load(tmp_path), preprocess.Preprocessor.load(tmp_path)
+    for log_of in (log, preprocess.load_log(tmp_path)):
+        again = rank.recommend(*pair, log_of, 5, "live", diversity=.2)
+        pd.testing.assert_frame_equal(again, rank.recommend(net, prep, log, 5, "live", diversity=.2), check_dtype=False)
+
+
+def test_a_sorted_log_and_a_frame_make_the_same_lists(shop):
+    "A frame that tells of its users what the users' table tells."
+    mall, prep, net, log = shop
+    frame = mall.events.merge(mall.users, on="user_id").sample(frac=1, random_state=0)
+    frame = frame[[*mall.events.columns, *(c for c in mall.users if c not in mall.events)]]
+    catalogue = rank.Catalogue(net, prep, log)
+    for user, more in itertools.product((busy(mall), 7, -1), (dict(k=50), dict(diversity=.3), dict(when=int(mall.events.timestamp.median())))):
+        top = rank.recommend(net, prep, log, user, "cart", **more)
+        pd.testing.assert_frame_equal(top, rank.recommend(net, prep, frame, user, "cart", **more))
+        for quick in (catalogue.recommend(user, "cart", **more), catalogue.recommend(user, "cart", log=frame, **more),
+                      rank.Catalogue(net, prep, frame).recommend(user, "cart", **more)): same_list(top, quick)
+
+
+def test_newer_events_change_the_list(shop):
+    mall, prep, net, log = shop
+    catalogue, user = rank.Catalogue(net, prep, log), busy(mall)
+    first = rank.recommend(net, prep, log, user, "home", k=3)
+    news = pd.DataFrame(dict(user_id=user, item_id=first.item_id, scenario="live", timestamp=log.last + 60, clicked=1))
+    newer = preprocess.with_news(log, news)
+    second = rank.recommend(net, prep, newer, user, "home", k=50)
+    assert not set(first.item_id) & set(second.item_id) and newer.last == log.last + 60
+    kept = rank.recommend(net, prep, log, user, "home", k=50).set_index("item_id").score[second.item_id]
+    assert abs(kept.to_numpy() - second.score.to_numpy()).max() > 1e-4  # three clicks are a new history, too
+    same_list(second, catalogue.recommend(user, "home", k=50, log=newer))
+    same_list(first, catalogue.recommend(user, "home", k=3))  # its own log is the old one still
+    same_list(rank.recommend(net, prep, log, user, "home", k=50), catalogue.recommend(user, "home", k=50, log=newer, when=log.last + 1))
+    other = 7 if user != 7 else 8
+    same_list(rank.recommend(net, prep, newer, other, "home"), catalogue.recommend(other, "home", log=newer))
 
 
 @pytest.mark.gpu
 def test_lists_of_a_model_on_the_gpu(shop):
-    _, prep, net = shop
-    cpu = rank.recommend(net, prep, 5, "home", diversity=.3)
-    try: gpu = rank.recommend(net.to("cuda"), prep, 5, "home", diversity=.3)
+    _, prep, net, log = shop
+    cpu = rank.recommend(net, prep, log, 5, "home", diversity=.3)
+    try: gpu = rank.recommend(net.to("cuda"), prep, log, 5, "home", diversity=.3)
     finally: net.to("cpu")
     np.testing.assert_allclose(cpu.score.sort_values(), gpu.score.sort_values(), atol=1e-4)
 
@@ -420,14 +482,122 @@ def test_lists_of_a_model_on_the_gpu(shop):
 def test_a_hundred_thousand_items():
     mall = data.toy_mall(n_users=50, n_items=100_000, n_events=5000)
     prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
-    net = model.InterestModel(prep.spec)
+    net, log = model.InterestModel(prep.spec), preprocess.EventLog(mall.events, mall.users)
     for lam in (0., .3):
         start = time.perf_counter()
-        assert len(rank.recommend(net, prep, 1, "home", k=10, diversity=lam)) == 10
+        assert len(rank.recommend(net, prep, log, 1, "home", k=10, diversity=lam)) == 10
         assert time.perf_counter() - start < 15  # about a second; a loop over items in Python would take minutes
-    catalogue = rank.Catalogue(net, prep)  # many blocks of items, the last one not full
-    same_list(rank.recommend(net, prep, 1, "home"), catalogue.recommend(1, "home"))
-    for row, user in zip(catalogue.scores([1, -1], "cart"), (1, -1)): torch.testing.assert_close(row, catalogue.scores([user], "cart")[0], atol=1e-6, rtol=1e-6)
+    catalogue = rank.Catalogue(net, prep, log)  # many blocks of items, the last one not full
+    same_list(rank.recommend(net, prep, log, 1, "home"), catalogue.recommend(1, "home"))
+    for row, user in zip(catalogue.scores([1, -1], "cart"), (1, -1)):
+        torch.testing.assert_close(row, catalogue.scores([user], "cart")[0], atol=1e-6, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- models of one's own
+
+class Affine(model.Recommender, name="affine_of_test_rank"):
+    "Reads the item's id and numbers, and knows no shorter way."
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.table = torch.nn.Embedding(sum(spec.fields.values()), len(spec.tasks))
+        self.dense = torch.nn.Linear(len(spec.dense), len(spec.tasks))
+
+    def forward(self, batch):
+        out = self.table(batch.fields).sum(1) + self.dense(batch.dense) + batch.scenario.unsqueeze(1)/10
+        return out if len(self.spec.tasks) > 1 else out.squeeze(1)
+
+
+def test_a_model_of_ones_own_gets_lists(shop):
+    mall, prep, _, log = shop
+    torch.manual_seed(0)
+    net = Affine(prep.spec)
+    assert type(net.serving(prep)) is rank.Scorer
+    catalogue, user = rank.Catalogue(net, prep, log), busy(mall)
+    for scenario, more in itertools.product(("home", "cart"), (dict(k=50), dict(diversity=.4), dict(when=int(mall.events.timestamp.median())))):
+        top = rank.recommend(net, prep, log, user, scenario, **more)
+        same_list(top, catalogue.recommend(user, scenario, **more))
+    slow = slow_list(mall, prep, net, user, "home", log, log.last + 1)
+    top = rank.recommend(net, prep, log, user, "home", k=50)
+    np.testing.assert_allclose(top.score, [slow[i] for i in top.item_id], atol=1e-6)
+
+
+def test_the_list_of_a_model_of_ones_own_with_diversity_by_hand(shop):
+    "Without embeddings of its own, items are alike in what the batch tells of them: category and brand count as words."
+    mall, prep, _, log = shop
+    torch.manual_seed(0)
+    net, when = Affine(prep.spec), int(mall.events.timestamp.max()) + 1
+    batch = prep.transform(mall.items[["item_id"]].assign(user_id=5, scenario="live", timestamp=when), log=log)
+    vectors = model.content_vectors(batch, prep.spec)
+    torch.testing.assert_close(vectors, rank.Scorer(net, prep).vectors())
+    twins = mall.items.category.to_numpy()[:, None] == mall.items.category.to_numpy()
+    near = (vectors @ vectors.T).numpy()
+    assert near[twins].mean() > near[~twins].mean() + .1
+    picked = rank.mmr(train.predict(net, batch), vectors, 6, .3)
+    top = rank.recommend(net, prep, log, 5, "live", k=6, diversity=.3, exclude_seen=False)
+    assert top.item_id.tolist() == mall.items.item_id.to_numpy()[picked].tolist()
+
+
+class Again(model.Recommender, name="again_of_test_rank"):
+    "Counts how often each item was clicked among a user's last events: nothing is learned."
+    def forward(self, batch):
+        at = batch.seq_start.unsqueeze(1) + torch.arange(4)
+        inside = at < batch.seq_stop.unsqueeze(1)
+        at = at.clamp(max=max(len(batch.event_item) - 1, 0))
+        same = batch.event_item[at] == batch.item_row.unsqueeze(1)
+        return (same*inside*batch.event_label[at]).sum(1) + inside.sum(1)/10
+
+
+def test_a_model_that_reads_sequences(shop):
+    mall, _, _, log = shop
+    parts = (preprocess.Categories(), preprocess.Numbers(), preprocess.Labels(), preprocess.Sequences(4))
+    prep = preprocess.Preprocessor(parts=parts).fit(mall.events, mall.users, mall.items)
+    net, user = Again(prep.spec), busy(mall)
+    catalogue = rank.Catalogue(net, prep, log)
+    for who, when in itertools.product((user, -1, None), (None, int(mall.events.timestamp.median()))):
+        moment = log.last + 1 if when is None else when
+        past = mall.events[(mall.events.user_id == who) & (mall.events.timestamp < moment)].sort_values("timestamp", kind="stable").tail(4)
+        wanted = [sum(past.clicked[past.item_id == i]) + len(past)/10 for i in mall.items.item_id]
+        np.testing.assert_allclose(catalogue.scores([who], "home", when=when)[0], 1/(1 + np.exp(-np.array(wanted))), atol=1e-6)
+        for more in (dict(exclude_seen=False), dict(exclude_seen=False, diversity=.3)):
+            same_list(rank.recommend(net, prep, log, who, "home", when=when, **more), catalogue.recommend(who, "home", when=when, **more))
+
+
+@pytest.fixture(scope="module")
+def two_tasks(shop):
+    "A mall with a second label, and a log that knows both."
+    mall = shop[0]
+    events = mall.events.assign(bought=mall.events.clicked*(mall.events.item_id % 3 == 0))
+    schema = data.Schema(label=("clicked", "bought"))
+    prep = preprocess.Preprocessor(schema).fit(events, mall.users, mall.items)
+    return mall, prep, preprocess.EventLog(events, mall.users, schema)
+
+
+def test_a_list_by_one_of_two_tasks(two_tasks):
+    mall, prep, log = two_tasks
+    torch.manual_seed(0)
+    net, user = Affine(prep.spec), busy(mall)
+    catalogue, frame = rank.Catalogue(net, prep, log), mall.items[["item_id"]].assign(user_id=user, scenario="home", timestamp=log.last + 1)
+    prob = train.predict(net, prep.transform(frame, log=log))
+    for task, column in ((None, 0), ("clicked", 0), ("bought", 1)):
+        torch.testing.assert_close(catalogue.scores([user], "home", task=task)[0], prob[:, column])
+        for more in (dict(k=50, exclude_seen=False), dict(diversity=.3)):
+            same_list(rank.recommend(net, prep, log, user, "home", task=task, **more), catalogue.recommend(user, "home", task=task, **more))
+        best = rank.recommend(net, prep, log, user, "home", k=5, exclude_seen=False, task=task)
+        assert best.item_id.tolist() == mall.items.item_id.to_numpy()[rank.top_k(prob[:, column], 5)].tolist()
+    for ask in (lambda: rank.recommend(net, prep, log, user, "home", task="sold"), lambda: catalogue.recommend(user, "home", task="sold")):
+        with pytest.raises(ValueError, match="task 'sold' is unknown; the model predicts clicked, bought"): ask()
+
+
+@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("kind", ["none", "mean", "attention"])
+def test_the_shorter_way_knows_several_tasks(two_tasks, kind, towers):
+    mall, prep, log = two_tasks
+    net = moved(prep.spec, fusion=kind, towers=towers)
+    catalogue = rank.Catalogue(net, prep, log)
+    assert catalogue.scorer.split
+    for user, scenario, task in itertools.product((busy(mall), -1), mall.scenarios, ("clicked", "bought")):
+        same_list(rank.recommend(net, prep, log, user, scenario, k=50, task=task), catalogue.recommend(user, scenario, k=50, task=task))
+    assert abs(catalogue.scores([7], "home") - catalogue.scores([7], "home", task="bought")).max() > 1e-3
 
 
 # ---------------------------------------------------------------- the catalogue
@@ -473,14 +643,14 @@ def test_item_weights_item_by_item():
 
 @formula("10.7")
 def test_catalogue_scores_by_the_whole_sum_one_item_at_a_time(shop):
-    mall, prep, _ = shop
+    mall, prep, _, log = shop
     net = moved(prep.spec, hidden=(5,)).double()
     p = {k: v.numpy() for k, v in net.state_dict().items()}
     users, when = [busy(mall), 3, -1], int(mall.events.timestamp.max()) + 1
-    found = rank.Catalogue(net, prep).scores(users, "cart")
+    found = rank.Catalogue(net, prep, log).scores(users, "cart")
     for u, user in enumerate(users):
         frame = mall.items[["item_id"]].assign(user_id=user, scenario="cart", timestamp=when)
-        batch = prep.transform(frame, log=mall.events)
+        batch = prep.transform(frame, log=log)
         with torch.no_grad():
             E = net.embed(batch.fields)
             q = E[:, net.item_columns].flatten(1)
@@ -496,130 +666,163 @@ def test_catalogue_scores_by_the_whole_sum_one_item_at_a_time(shop):
 @pytest.mark.parametrize("towers", [False, True])
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_the_catalogue_makes_the_lists_of_recommend(shop, kind, towers, hidden):
-    mall, prep, _ = shop
+    mall, prep, _, log = shop
     net = moved(prep.spec, fusion=kind, towers=towers, hidden=hidden)
-    catalogue = rank.Catalogue(net, prep)
-    assert catalogue.split
+    catalogue = rank.Catalogue(net, prep, log)
+    assert type(catalogue.scorer) is rank.InterestScorer and catalogue.scorer.split
     for user, scenario in itertools.product((busy(mall), 7, -1, None), ("home", "live")):
         for more in (dict(k=50), dict(exclude_seen=False, when=int(mall.events.timestamp.median())), dict(diversity=.3)):
-            same_list(rank.recommend(net, prep, user, scenario, **more), catalogue.recommend(user, scenario, **more))
+            same_list(rank.recommend(net, prep, log, user, scenario, **more), catalogue.recommend(user, scenario, **more))
 
 
 def test_scores_of_many_are_those_of_one(shop):
-    mall, prep, net = shop
-    catalogue, users = rank.Catalogue(net, prep), [*mall.users.user_id[:40], -1, mall.users.user_id[3]]
+    mall, prep, net, log = shop
+    catalogue, users = rank.Catalogue(net, prep, log), [*mall.users.user_id[:40], -1, mall.users.user_id[3]]
     together = catalogue.scores(users, "search")
     assert together.shape == (42, 50) and together.dtype == torch.float32
     torch.testing.assert_close(together[3], together[41], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(together, torch.cat([catalogue.scores([u], "search") for u in users]), atol=1e-6, rtol=1e-6)
     for user in users[::10]:
         frame = mall.items[["item_id"]].assign(user_id=user, scenario="search", timestamp=int(mall.events.timestamp.max()) + 1)
-        torch.testing.assert_close(together[users.index(user)], train.predict(net, prep.transform(frame, log=mall.events)), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(together[users.index(user)], train.predict(net, prep.transform(frame, log=log)), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(rank.Scorer(net, prep).scores(users, "search", log, log.last + 1, {}), together, atol=1e-6, rtol=1e-6)
     assert catalogue.scores([], "search").shape == (0, 50)
 
 
 def test_the_catalogue_follows_the_log_that_is_given(shop):
-    mall, prep, net = shop
-    catalogue, user = rank.Catalogue(net, prep), busy(mall)
+    mall, prep, net, log = shop
+    catalogue, user = rank.Catalogue(net, prep, log), busy(mall)
     shuffled = mall.events.sample(frac=1, random_state=0)
     half = mall.events[mall.events.timestamp < mall.events.timestamp.median()]
     others = mall.events[mall.events.user_id != user]
     titled = mall.events.assign(category="only this one")  # a history column in the log itself counts, as in transform
-    for log in (None, shuffled, half, others, titled, half):
-        same_list(rank.recommend(net, prep, user, "cart", k=50, log=log), catalogue.recommend(user, "cart", k=50, log=log))
+    for events in (shuffled, half, others, titled, half):
+        other = logged(mall, events)
+        same_list(rank.recommend(net, prep, other, user, "cart", k=50), catalogue.recommend(user, "cart", k=50, log=other))
     for when in (0, int(half.timestamp.max()), int(half.timestamp.max()) + 1, 10**12):
-        same_list(rank.recommend(net, prep, user, "home", k=50, when=when), catalogue.recommend(user, "home", k=50, when=when))
-    when = int(mall.events.timestamp.max()) + 1
-    same_list(rank.recommend(net, prep, user, "home", log=mall.events[:0], when=when), catalogue.recommend(user, "home", log=mall.events[:0], when=when))
+        same_list(rank.recommend(net, prep, log, user, "home", k=50, when=when), catalogue.recommend(user, "home", k=50, when=when))
+    when, empty = int(mall.events.timestamp.max()) + 1, logged(mall, mall.events[:0])
+    same_list(rank.recommend(net, prep, empty, user, "home", when=when), catalogue.recommend(user, "home", log=empty, when=when))
 
 
 def test_rows_before_a_moment_by_scanning(shop):
-    mall, prep, _ = shop
-    events = rank._Events(prep, mall.events.sample(frac=1, random_state=1))
+    mall = shop[0]
+    log = logged(mall, mall.events.sample(frac=1, random_state=1))
     for user, when in itertools.product((3, busy(mall), -1), (0, int(mall.events.timestamp.median()), 10**12)):
-        rows, who = rank._rows_before(events, [-7, user], when)
-        expected = events.log[(events.log.user_id == user) & (events.log.timestamp < when)]
-        assert sorted(events.order[rows]) == sorted(np.flatnonzero(events.log.index.isin(expected.index))) and set(who) <= {1}
+        rows, who = log.rows([-7, user], when)
+        expected = mall.events[(mall.events.user_id == user) & (mall.events.timestamp < when)]
+        columns = ["item_id", "scenario", "timestamp", "clicked"]
+        found = log.events.iloc[rows]
+        assert sorted(map(tuple, found[columns].to_numpy())) == sorted(map(tuple, expected[columns].to_numpy()))
+        assert set(who) <= {1} and found.timestamp.is_monotonic_increasing
 
 
 def test_text_ids_a_context_and_columns_of_other_tables():
     mall = data.toy_mall(n_users=30, n_items=20, n_events=600, seed=2)
-    log = mall.events.assign(user_id="u" + mall.events.user_id.astype(str), item_id="i" + mall.events.item_id.astype(str))
-    items = mall.items[["item_id", "category"]].assign(item_id="i" + mall.items.item_id.astype(str), score=5.)
-    prep = preprocess.Preprocessor(data.Schema(categorical=("category",), numeric=())).fit(log, items=items)
+    events, items = words(mall)
+    prep = preprocess.Preprocessor(data.Schema(categorical=("category",), numeric=())).fit(events, items=items.assign(score=5.))
+    net, log = moved(prep.spec), preprocess.EventLog(events, None, prep.schema)
+    for user in ("u3", "nobody"): same_list(rank.recommend(net, prep, log, user, "home"), rank.Catalogue(net, prep, log).recommend(user, "home"))
+    prep = preprocess.Preprocessor(data.Schema(categorical=(), numeric=())).fit(events)  # nothing but ids, histories of items
     net = moved(prep.spec)
-    for user in ("u3", "nobody"): same_list(rank.recommend(net, prep, user, "home"), rank.Catalogue(net, prep).recommend(user, "home"))
-    prep = preprocess.Preprocessor(data.Schema(categorical=(), numeric=())).fit(log)  # nothing but ids, histories of items
+    same_list(rank.recommend(net, prep, events, "u3", "home"), rank.Catalogue(net, prep, events).recommend("u3", "home"))
+    _, events, prep, _ = with_hour()
     net = moved(prep.spec)
-    same_list(rank.recommend(net, prep, "u3", "home"), rank.Catalogue(net, prep).recommend("u3", "home"))
-    _, prep, _ = with_hour()
-    net = moved(prep.spec)
-    catalogue = rank.Catalogue(net, prep)
+    catalogue = rank.Catalogue(net, prep, events)
     for context in (None, {"hour": "night"}, {"hour": "day", "age_band": "<25"}, {"hour": "never seen"}):
-        same_list(rank.recommend(net, prep, 1, "home", context=context), catalogue.recommend(1, "home", context=context))
+        same_list(rank.recommend(net, prep, events, 1, "home", context=context), catalogue.recommend(1, "home", context=context))
 
 
 class Own(model.InterestModel):
     "A model with a forward pass of its own."
-    def explain(self, batch):
-        logits, alpha = super().explain(batch)
-        return 2*logits + batch.dense[:, 0], alpha
+    def forward(self, batch): return 2*super().forward(batch) + batch.dense[:, 0]
+
+
+class Seen(model.InterestModel):
+    "A model that finds other items alike."
+    def item_vectors(self, batch): return batch.dense
+
+
+class Loudest(fusion.WeightedFusion, name="loudest_of_test_rank"):
+    "A fusion of one's own: the scenario whose vector is longest."
+    def weights(self, h, present, query, scenario):
+        size = h.norm(dim=2).masked_fill(~present, -1)
+        return torch.nn.functional.one_hot(size.argmax(1), h.shape[1])*present.any(1, keepdim=True)
+
+
+def passed_in_full(net, prep, log):
+    catalogue = rank.Catalogue(net, prep, log)
+    assert type(catalogue.scorer) is rank.InterestScorer and not catalogue.scorer.split
+    for more in (dict(k=50), dict(diversity=.4), dict(when=log.last//2)):
+        same_list(rank.recommend(net, prep, log, 5, "home", **more), catalogue.recommend(5, "home", **more))
+    assert catalogue.scores([5, -1], "home").shape == (2, 50)
+    return catalogue
 
 
 def test_a_model_that_cannot_be_taken_apart_is_passed_in_full(shop):
-    mall, prep, _ = shop
+    mall, prep, _, log = shop
     torch.manual_seed(0)
-    net = Own(prep.spec)
-    catalogue = rank.Catalogue(net, prep)
-    assert not catalogue.split
-    for more in (dict(k=50), dict(diversity=.4)): same_list(rank.recommend(net, prep, 5, "home", **more), catalogue.recommend(5, "home", **more))
-    assert catalogue.scores([5, -1], "home").shape == (2, 50)
+    passed_in_full(Own(prep.spec), prep, log)
+    torch.testing.assert_close(passed_in_full(Seen(prep.spec), prep, log).scorer.vectors(), rank.item_batch(prep).dense)
+    odd = moved(prep.spec)
+    odd.heads[0] = torch.nn.Sequential(odd.heads[0])  # the same answers, by another head
+    passed_in_full(odd, prep, log)
     late = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items.assign(city="everywhere"))  # a user's column among the items
-    net = moved(late.spec)
-    assert not rank.Catalogue(net, late).split
-    same_list(rank.recommend(net, late, 5, "home"), rank.Catalogue(net, late).recommend(5, "home"))
+    passed_in_full(moved(late.spec), late, log)
+
+
+def test_a_fusion_of_ones_own_is_passed_in_full(shop):
+    mall, prep, _, log = shop
+    net = moved(prep.spec, fusion="loudest_of_test_rank")
+    found = passed_in_full(net, prep, log).scores([busy(mall)], "cart")[0]
+    slow = slow_list(mall, prep, net, busy(mall), "cart", log, log.last + 1, unseen=False)
+    np.testing.assert_allclose(found, [slow[i] for i in mall.items.item_id], atol=1e-6)
 
 
 def test_the_catalogue_refuses_what_recommend_refuses(shop):
-    mall, prep, net = shop
-    catalogue = rank.Catalogue(net, prep)
-    for ask in (dict(user_id=1, scenario="roof"), dict(user_id=1, scenario="home", k=0), dict(user_id=1, scenario="home", diversity=2), dict(user_id="1", scenario="home"),
-                dict(user_id=1, scenario="home", context={"city": 1, "colour": 2}), dict(user_id=1, scenario="home", log=mall.events[:0]),
-                dict(user_id=3, scenario="home", log=pd.DataFrame(dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0)))):
-        with pytest.raises(ValueError) as plain: rank.recommend(net, prep, **ask)
+    mall, prep, net, log = shop
+    catalogue = rank.Catalogue(net, prep, log)
+    for ask in (dict(user_id=1, scenario="roof"), dict(user_id=1, scenario="home", k=0), dict(user_id=1, scenario="home", diversity=2),
+                dict(user_id="1", scenario="home"), dict(user_id=1, scenario="home", task="bought"),
+                dict(user_id=1, scenario="home", context={"city": 1, "colour": 2}), dict(user_id=1, scenario="home", log=logged(mall, mall.events[:0])),
+                dict(user_id=1, scenario="home", log=mall.events), dict(user_id=3, scenario="home", log=logged(mall, whole_shop(mall)))):
+        with pytest.raises(ValueError) as plain: rank.recommend(net, prep, **dict(log=log) | ask)
         with pytest.raises(ValueError) as quick: catalogue.recommend(**ask)
         assert str(plain.value) == str(quick.value)
     with pytest.raises(ValueError, match="log: there is no column 'clicked'"): catalogue.recommend(1, "home", log=mall.events.drop(columns="clicked"))
     with pytest.raises(ValueError, match="no time in seconds"): catalogue.recommend(1, "home", log=mall.events.assign(timestamp=np.nan))
-    with pytest.raises(ValueError, match="has missing labels"): catalogue.recommend(busy(mall), "home", log=mall.events.assign(clicked=np.nan))
-    with pytest.raises(ValueError, match="do not belong together"): rank.Catalogue(moved(dataclasses.replace(prep.spec, history=7)), prep)
-    with pytest.raises(ValueError, match="fit it, or load a fitted one"): rank.Catalogue(net, preprocess.Preprocessor())
+    unlabelled = logged(mall, mall.events.assign(clicked=np.nan))
+    with pytest.raises(ValueError, match="has missing labels"): catalogue.recommend(busy(mall), "home", log=unlabelled)
+    seven = prep.spec.with_features(preprocess.Feature("history", "history", 7, "user"))
+    with pytest.raises(ValueError, match="do not belong together"): rank.Catalogue(moved(seven), prep, log)
+    with pytest.raises(ValueError, match="fit it, or load a fitted one"): rank.Catalogue(net, preprocess.Preprocessor(), log)
+    with pytest.raises(ValueError, match="Linear is not a Recommender"): rank.Catalogue(torch.nn.Linear(2, 1), prep, log)
 
 
 def test_a_double_model_keeps_its_digits(shop):
-    _, prep, _ = shop
+    _, prep, _, log = shop
     net = moved(prep.spec, fusion="attention+own").double()
-    np.testing.assert_allclose(rank.Catalogue(net, prep).recommend(5, "home").score, rank.recommend(net, prep, 5, "home").score, atol=1e-7)
+    np.testing.assert_allclose(rank.Catalogue(net, prep, log).recommend(5, "home").score, rank.recommend(net, prep, log, 5, "home").score, atol=1e-7)
 
 
 def test_a_catalogue_is_stale_when_the_model_has_changed(shop):
     "What it keeps is a copy: documented, and told apart here."
-    _, prep, _ = shop
+    _, prep, _, log = shop
     net = moved(prep.spec)
-    catalogue = rank.Catalogue(net, prep)
+    catalogue = rank.Catalogue(net, prep, log)
     with torch.no_grad(): net.embed.table.weight.add_(1)
-    assert abs(catalogue.scores([5], "home") - rank.Catalogue(net, prep).scores([5], "home")).max() > 1e-3
+    assert abs(catalogue.scores([5], "home") - rank.Catalogue(net, prep, log).scores([5], "home")).max() > 1e-3
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", FUSIONS)
 @pytest.mark.parametrize("towers", [False, True])
 def test_the_catalogue_on_the_gpu(shop, kind, towers):
-    mall, prep, _ = shop
+    mall, prep, _, log = shop
     net = moved(prep.spec, fusion=kind, towers=towers)
-    cpu = rank.Catalogue(net, prep)
+    cpu = rank.Catalogue(net, prep, log)
     expected = cpu.scores(range(20), "home"), cpu.recommend(busy(mall), "cart", k=50)
-    gpu = rank.Catalogue(net.to("cuda"), prep)
+    gpu = rank.Catalogue(net.to("cuda"), prep, log)
     found = gpu.scores(range(20), "home"), gpu.recommend(busy(mall), "cart", k=50)
     assert found[0].device.type == "cpu"
     torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
