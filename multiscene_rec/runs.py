@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 import tomllib
-import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -371,8 +370,9 @@ def train_log(
         data = open_log(log, schema, price, columns, users, items, time_unit, any_time, window, drop)
         run = _Training(data, out, work, split, seed, name, dict(params or {}), patience, progress, resume, training, say)
         metrics = run.go(first)
-        run.about |= dict(price=price, time_unit=time_unit, any_time=any_time, window=window)
-        if first: run.keep(work/"run")
+        if first:
+            run.about |= dict(price=price, time_unit=time_unit, any_time=any_time, window=window)
+            run.keep(work/"run")
     return metrics
 
 
