@@ -513,8 +513,8 @@ def judge(model, prep, rows, batch, rates): # Metrics of some rows; with several
 class Run:
     """What train_log wrote."""
     folder: Path # Where
-    model: Recommender
-    prep: Preprocessor
+    model: Recommender # In evaluation mode
+    prep: Preprocessor # Fitted
     log: EventLog | None # Of the training; None where the folder was shipped without it
     about: dict # run.json
 

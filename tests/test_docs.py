@@ -43,9 +43,28 @@ def parameters(function, method):
             if not (method and not static and i == 0) and not (arg.annotation and "help=" in ast.unparse(arg.annotation))]
 
 
-def complaints(source, name="planted"):
+def bases(trees):
+    "Class -> (names of its bases, names of its methods), of all modules together."
+    return {node.name: ({getattr(b, "id", getattr(b, "attr", "")) for b in node.bases}, {m.name for m in node.body if isinstance(m, FUNCTION)})
+            for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def inherited(node, known):
+    "Methods that a base class of ours defines: what they promise and take is said there."
+    found, seen, left = set(), set(), {getattr(b, "id", getattr(b, "attr", "")) for b in node.bases}
+    while left:
+        name = left.pop()
+        if name in seen or name not in known: continue
+        seen.add(name)
+        found |= known[name][1] - {"__init__", "forward"}
+        left |= known[name][0]
+    return found
+
+
+def complaints(source, name="planted", known=None):
     "What a module's docstrings and comments lack, one line each."
     tree, comments, out = ast.parse(source), comments_of(source), []
+    known = bases([tree]) if known is None else known
     public = {e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
               for e in n.value.elts}
 
@@ -71,8 +90,9 @@ def complaints(source, name="planted"):
             check_function(node, where)
             continue
         if not ast.get_docstring(node): out.append(f"{where}: no docstring")
+        taken_over = inherited(node, known)
         for part in node.body:
-            if isinstance(part, FUNCTION) and (part.name[0] != "_" or part.name == "__init__"):
+            if isinstance(part, FUNCTION) and part.name not in taken_over and (part.name[0] != "_" or part.name == "__init__"):
                 check_function(part, f"{where}.{part.name}", method=True)
             if is_dataclass(node) and isinstance(part, ast.AnnAssign) and part.target.id[0] != "_":
                 check_comment(where, f"field {part.target.id}", part.end_lineno)
@@ -82,7 +102,8 @@ def complaints(source, name="planted"):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_documented(path):
-    found = complaints(path.read_text(encoding="utf-8"), path.stem)
+    sources = {p: p.read_text(encoding="utf-8") for p in MODULES}
+    found = complaints(sources[path], path.stem, bases(ast.parse(source) for source in sources.values()))
     assert not found, "\n" + "\n".join(found)
 
 
@@ -133,6 +154,12 @@ def test_what_is_missing_is_found(old, new, says):
     assert old in GOOD
     found = complaints(GOOD.replace(old, new))
     assert any(says in line for line in found), found
+
+
+def test_what_a_base_class_promises_is_not_said_again():
+    child = GOOD.replace('["f", "C", "D"]', '["f", "C", "D", "E"]') + "class E(C):\n    'Another.'\n    def go(self, x): pass\n"
+    assert complaints(child) == []
+    assert any("E.went: no docstring" in line for line in complaints(child.replace("def go(self, x)", "def went(self)")))
 
 
 def test_help_on_the_command_line_counts_as_a_comment():

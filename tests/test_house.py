@@ -16,6 +16,7 @@ from tools import badges, notebooks
 ROOT, NBS = notebooks.ROOT, notebooks.NBS
 PACKAGE = ROOT/"multiscene_rec"
 CFG = notebooks.settings()
+PLAIN = ("storage", "checks", "logs", "contract", "runs") # written by hand: they teach nothing
 
 
 # Modules and notebooks
@@ -26,7 +27,7 @@ def project(folder):
     shutil.copy(ROOT/"settings.ini", folder)
     shutil.copytree(NBS, folder/"nbs", ignore=shutil.ignore_patterns(".*", "images"))
     (folder/CFG["lib_name"]).mkdir()
-    shutil.copy(PACKAGE/"__init__.py", folder/CFG["lib_name"])
+    for name in ("__init__", "__main__", *PLAIN): shutil.copy(PACKAGE/f"{name}.py", folder/CFG["lib_name"])
     return folder
 
 
@@ -47,7 +48,7 @@ def out_of_step(made, there):
     "What differs between the modules that export makes and those that are there."
     for name in sorted(made.keys() | there.keys()):
         if name not in there: yield f"{name} is missing: run make export"
-        elif name not in made: yield f"{name} comes from no notebook: delete it, or put it in one"
+        elif name not in made: yield f"{name} comes from no notebook: delete it, put it in one, or name it among PLAIN if it teaches nothing"
         elif made[name] != there[name]: yield f"{name} is out of step with its notebook: edit the notebook, then make export"
 
 
@@ -71,9 +72,9 @@ def test_a_hand_edit_a_stale_and_a_missing_module_are_found(exported):
     assert any("core.py is missing" in said for said in out_of_step(exported, gone)), first
 
 
-def test_export_leaves_the_hand_written_file_alone(exported):
-    "nbdev keeps __version__ in it up to date and must change nothing else."
-    assert exported["__init__.py"] == (PACKAGE/"__init__.py").read_text(encoding="utf-8")
+def test_export_leaves_the_hand_written_files_alone(exported):
+    "nbdev keeps __version__ in __init__ up to date and must change nothing else."
+    for name in ("__init__", "__main__", *PLAIN): assert exported[f"{name}.py"] == (PACKAGE/f"{name}.py").read_text(encoding="utf-8")
     assert f'__version__ = "{CFG["version"]}"' in exported["__init__.py"]
 
 
@@ -99,10 +100,11 @@ def test_cleaning_keeps_what_grading_needs():
 # Who may import whom
 
 def order():
-    "Module -> number of its notebook."
-    out = {}
-    for path in notebooks.paths("[0-9][0-9]_*.ipynb"): out[path.stem[3:]] = int(path.stem[:2])
-    return out
+    "Module -> number of its notebook; a plain module has the number of the latest notebook that it needs."
+    out = {path.stem.partition("_")[2]: int(path.stem[:2]) for path in notebooks.paths("[0-9][0-9]*_*.ipynb")}
+    needs = {name: imported((PACKAGE/f"{name}.py").read_text(encoding="utf-8")) for name in PLAIN}
+    def number(name): return out[name] if name in out else max((number(other) for other in needs.get(name, ()) if other != name), default=0)
+    return out | {name: number(name) for name in PLAIN}
 
 
 def imported(source, package="multiscene_rec"):
@@ -125,7 +127,7 @@ def looks_ahead(number, sources, known, home):
         for name in imported(source):
             module = name if name in known else home.get(name)
             if module is None: yield f"{name}: no module or name of multiscene_rec"
-            elif known.get(module, 999) >= number: yield f"{module} ({known.get(module, 'no notebook yet')}) comes later"
+            elif known.get(module, 999) >= number + (module in PLAIN): yield f"{module} ({known.get(module, 'no notebook yet')}) comes later"
 
 
 @pytest.mark.parametrize("path", notebooks.paths("[0-9][0-9]_*.ipynb"), ids=lambda p: p.stem)
@@ -137,10 +139,10 @@ def test_imports_look_back_only(path):
 
 
 def test_a_look_ahead_is_found():
-    known, home = {"core": 1, "data": 2, "rank": 10}, {"mmr": "rank"}
+    known, home = {"core": 1, "data": 2, "rank": 10, "logs": 2, "runs": 10}, {"mmr": "rank"}
     look = lambda source: list(looks_ahead(2, [source], known, home))
-    assert not look("from multiscene_rec.core import set_seed") and not look("import torch")
-    for source in ("from multiscene_rec.rank import mmr", "import multiscene_rec.rank", "from multiscene_rec import rank", "from multiscene_rec import mmr",
+    assert not look("from multiscene_rec.core import set_seed") and not look("import torch") and not look("from multiscene_rec.logs import read_log")
+    for source in ("from multiscene_rec.runs import train_log", "from multiscene_rec.rank import mmr", "import multiscene_rec.rank", "from multiscene_rec import rank", "from multiscene_rec import mmr",
                    "def f():\n    from multiscene_rec.data import x", "from .rank import mmr", "from multiscene_rec import nothing"):
         assert look(source), source
 
