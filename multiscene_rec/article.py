@@ -120,7 +120,8 @@ def _unit(x, name):
     x = torch.as_tensor(x)
     x = x if x.is_floating_point() else x.float()
     bad = ((x >= 0) & (x <= 1)).logical_not().reshape(-1).nonzero()
-    if len(bad): raise ValueError(f"{name}: entry {bad[0].item()} is {x.reshape(-1)[bad[0]].item():g}, outside [0, 1]")
+    if len(bad):
+        raise ValueError(f"{name}: entry {bad[0].item()} is {x.reshape(-1)[bad[0]].item():g}, outside [0, 1]")
     return x
 
 # %% ../nbs/00_article.ipynb #b75ea59b
@@ -165,10 +166,12 @@ def preprocess_data(
     user, item = _table(user_data, "user_data"), _table(item_data, "item_data")
     extra = [np.asarray(column, dtype=np.float64).reshape(-1) for column in others]
     lengths = [len(part) for part in (user, item, *extra)]
-    if len(set(lengths)) > 1: raise ValueError(f"every table and column needs one entry per row, got lengths {lengths}")
+    if len(set(lengths)) > 1:
+        raise ValueError(f"every table and column needs one entry per row, got lengths {lengths}")
     rows = np.column_stack([user, item, *extra])
     complete = np.flatnonzero(np.isfinite(rows).all(axis=1))
-    if not len(complete): raise ValueError("every row of user_data and item_data has a missing value: nothing is left")
+    if not len(complete):
+        raise ValueError("every row of user_data and item_data has a missing value: nothing is left")
     first = np.unique(rows[complete], axis=0, return_index=True)[1]
     keep = complete[np.sort(first)]
     tables = [_min_max(user[keep]), _min_max(item[keep])]
@@ -287,17 +290,21 @@ def build_interest_predictor(
 def _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario):
     "Checked float32 rows of users and items and int64 scenarios, one entry each per row."
     user, item = _table(user_data, "user_data"), _table(item_data, "item_data")
-    if len(user) != len(item): raise ValueError(f"user_data has {len(user)} rows, item_data {len(item)}: one item per user row")
+    if len(user) != len(item):
+        raise ValueError(f"user_data has {len(user)} rows, item_data {len(item)}: one item per user row")
     for name, table in (("user_data", user), ("item_data", item)):
         bad = np.argwhere(~np.isfinite(table))
-        if len(bad): raise ValueError(f"{name}: row {bad[0][0]}, column {bad[0][1]} is missing; call preprocess_data first")
+        if len(bad):
+            raise ValueError(f"{name}: row {bad[0][0]}, column {bad[0][1]} is missing; call preprocess_data first")
     known = feature_fuser.n_scenarios
     if scenario is None and known > 1:
         raise ValueError(f"the fuser knows {known} scenarios: say where each row was shown, scenario=[…]")
     place = torch.zeros(len(user), dtype=torch.int64) if scenario is None else torch.as_tensor(scenario)
-    if place.shape != (len(user),): raise ValueError(f"scenario: expected {len(user)} entries, got shape {tuple(place.shape)}")
+    if place.shape != (len(user),):
+        raise ValueError(f"scenario: expected {len(user)} entries, got shape {tuple(place.shape)}")
     outside = ((place < 0) | (place >= known) | (place != place.long())).nonzero()
-    if len(outside): raise ValueError(f"scenario: row {outside[0].item()} is {place[outside[0]].item()}, expected 0 to {known - 1}")
+    if len(outside):
+        raise ValueError(f"scenario: row {outside[0].item()} is {place[outside[0]].item()}, expected 0 to {known - 1}")
     device = next(feature_extractor.parameters()).device
     as_float = lambda table: torch.tensor(table, dtype=torch.float32, device=device)
     return as_float(user), as_float(item), place.long().to(device)
@@ -329,7 +336,8 @@ def train_model(
     model = nn.ModuleList([feature_extractor, feature_fuser, interest_predictor])
     user, item, place = _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario)
     label = _unit(labels, "labels").float().to(user.device)
-    if label.shape != (len(user),): raise ValueError(f"labels: expected {len(user)} entries, got shape {tuple(label.shape)}")
+    if label.shape != (len(user),):
+        raise ValueError(f"labels: expected {len(user)} entries, got shape {tuple(label.shape)}")
     optimiser, order = torch.optim.Adam(model.parameters(), lr=lr), torch.Generator().manual_seed(seed)
     return [_epoch(model, optimiser, user, item, place, label, torch.randperm(len(label), generator=order).split(batch_size))
             for _ in range(epochs)]

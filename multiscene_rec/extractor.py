@@ -109,7 +109,8 @@ class ReLUExtractor(nn.Module):
     ):
         super().__init__()
         sizes = (d_in, *widths)
-        if len(sizes) < 2 or min(sizes) < 1: raise ValueError(f"d_in and at least one width, all 1 or more, are needed; got {d_in} and {tuple(widths)}")
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"d_in and at least one width, all 1 or more, are needed; got {d_in} and {tuple(widths)}")
         self.d_in, self.d = d_in, sizes[-1]
         self.layers = nn.ModuleList(he_init(nn.Linear(a, b)) for a, b in zip(sizes, sizes[1:]))
 
@@ -122,7 +123,8 @@ class ReLUExtractor(nn.Module):
 
         Raises: `ValueError` if the last axis is not `d_in`, or x is not floating point.
         """
-        if x.ndim < 1 or x.shape[-1] != self.d_in: raise ValueError(f"axis 'd_in': expected {self.d_in} as the last axis, got shape {tuple(x.shape)}")
+        if x.ndim < 1 or x.shape[-1] != self.d_in:
+            raise ValueError(f"axis 'd_in': expected {self.d_in} as the last axis, got shape {tuple(x.shape)}")
         if not x.is_floating_point(): raise ValueError(f"x must be floating point, got {x.dtype}; call x.float()")
         for layer in self.layers: x = layer(x).relu()
         return x
@@ -142,7 +144,8 @@ def relu_interpolate(
     check_shape(x, "B")
     m = check_shape(knots, "m")["m"]
     check_shape(values, "m", m=m)
-    if m < 2 or not (knots.diff() > 0).all(): raise ValueError("two or more knots are needed, in increasing order, each once")
+    if m < 2 or not (knots.diff() > 0).all():
+        raise ValueError("two or more knots are needed, in increasing order, each once")
     slope = values.diff()/knots.diff()
     change = torch.cat([slope[:1], slope.diff()])
     return values[0] + (x[:, None] - knots[:-1]).relu() @ change
@@ -161,32 +164,36 @@ def embedding_backward(
     """
     B = check_shape(ids, "B")["B"]
     d = check_shape(g, "B d", B=B)["d"]
-    if B and (ids.min() < 0 or ids.max() >= n): raise ValueError(f"ids must be from 0 to n - 1 = {n - 1}, got {ids.min()} to {ids.max()}")
+    if B and (ids.min() < 0 or ids.max() >= n):
+        raise ValueError(f"ids must be from 0 to n - 1 = {n - 1}, got {ids.min()} to {ids.max()}")
     return g.new_zeros(n, d).index_add(0, ids, g)
 
 # %% ../nbs/04_extractor.ipynb #10e89269
 def _check_fields(fields, offsets, ends, names):
     "Return `fields` if each column stays within its field's rows, else raise a ValueError that names the field."
     check_shape(fields, "B F", F=len(names))
-    if fields.dtype not in (torch.int64, torch.int32): raise ValueError(f"fields must be int64 ids, got {fields.dtype}; call .long()")
+    if fields.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"fields must be int64 ids, got {fields.dtype}; call .long()")
     if not len(fields): return fields
     low, high = torch.aminmax(fields, dim=0)
     if ((low >= offsets) & (high < ends)).all(): return fields
     row, f = (((fields < offsets) | (fields >= ends)).nonzero())[0].tolist()
     at, start, end = int(fields[row, f]), int(offsets[f]), int(ends[f])
-    raise ValueError(f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to {end - start - 1} (table row {at}, the field owns {start} to {end - 1}); "
+    raise ValueError(f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to {end - start - 1} "
+                     f"(table row {at}, the field owns {start} to {end - 1}); "
                      "pass local ids through offset once, and send values never seen to 0, unknown")
 
 # %% ../nbs/04_extractor.ipynb #b6491645
 class FieldEmbedding(nn.Module):
-    """One embedding table for all categorical fields: field f owns the rows from `offsets[f]` up to, not including, `ends[f]`.
+    """One embedding table for all categorical fields.
 
-    The first row of each field, local id 0, stands for unknown and starts at zero.
+    Field f owns the rows from `offsets[f]` up to, not including, `ends[f]`. The first of them, local id 0, stands for
+    unknown and starts at zero.
 
     Raises: `ValueError` if there is no field, a field has no row, `d` is below 1 or `std` below 0.
     """
     def __init__(self,
-        sizes: Mapping[str, int] | Sequence[int], # Rows of each field, unknown included; names, if given, serve the error messages
+        sizes: Mapping[str, int] | Sequence[int], # Rows of each field, unknown included; names serve the messages
         d: int, # Numbers per id
         std: float = 0.05, # Standard deviation of the start values
     ):
@@ -214,7 +221,10 @@ class FieldEmbedding(nn.Module):
     def check(self,
         fields: torch.Tensor, # (B, F) int64: ids already offset into the one table
     ) -> torch.Tensor: # The same tensor
-        "Return the ids if all are in their field's rows. Raises: `ValueError` naming the field, the row and the id if not."
+        """Return the ids if all are in their field's rows.
+
+        Raises: `ValueError` naming the field, the row and the id that is not.
+        """
         return _check_fields(fields, self.offsets, self.ends, self.names)
 
     def forward(self,

@@ -26,7 +26,8 @@ def _check_inputs(h, present, query, scenario, d, n_scenarios, d_query):
     check_shape(present, "B S", B=B, S=n_scenarios)
     check_shape(query, "B d_query", B=B, d_query=d_query)
     check_shape(scenario, "B", B=B)
-    if present.dtype != torch.bool: raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
+    if present.dtype != torch.bool:
+        raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
     if scenario.dtype != torch.int64:
         raise ValueError(f"scenario must be int64 ids, got {scenario.dtype}; use scenario.long()")
     if torch.compiler.is_compiling() or scenario.device.type != "cpu" or not B: return
@@ -38,8 +39,8 @@ def _check_inputs(h, present, query, scenario, d, n_scenarios, d_query):
 FUSIONS = {} # Name: class, filled when a class is defined
 
 def _register(kind, name): # "none" is what a model without a fusion calls it
-    old = FUSIONS.get(name)
-    taken = old is not None and old.__module__.startswith("multiscene_rec.") and old.__qualname__ != kind.__qualname__
+    old = FUSIONS.get(name, kind)
+    taken = old.__module__.startswith("multiscene_rec.") and old.__qualname__ != kind.__qualname__
     if taken or name in ("", "none"):
         whose = f"belongs to {old.__module__}.{old.__qualname__}" if taken else "means that there is no fusion"
         raise ValueError(f"the name {name!r} {whose}: write class {kind.__name__}(Fusion, name=\"another\")")
@@ -49,8 +50,8 @@ def _register(kind, name): # "none" is what a model without a fusion calls it
 class Fusion(nn.Module):
     """What every fusion is: one vector per scenario in, one vector out.
 
-    A subclass is made from `(d, n_scenarios, d_query)`, maps `(h, present, query, scenario)` to `(z, alpha)`, with None for
-    alpha where there are no weights, and is known by the name it gives: `class Median(Fusion, name="median")`.
+    A subclass is made from `(d, n_scenarios, d_query)` and maps `(h, present, query, scenario)` to `(z, alpha)`, with
+    None for alpha where there are no weights. It is known by the name it gives: `class Median(Fusion, name="median")`.
 
     Raises: `ValueError` for a size below 1, or a name that is taken.
     """
@@ -229,7 +230,8 @@ def masked_softmax(
 ) -> torch.Tensor: # (..., S) float32, or float64 for float64 scores: rows sum to 1, or are 0 where nothing is present
     """Turn scores into weights over what is present; a row with nothing present gets zeros, never NaN.
 
-    A present score of inf takes all the weight, several share it; one of -inf gets none, unless no other is present.
+    A present score of inf takes all the weight, or shares it with others like it; one of -inf gets none, unless no
+    other is present.
 
     Formula: (5.8) `α_s = m_s exp(e_s − M) / Σ_r m_r exp(e_r − M)`.
 
@@ -237,7 +239,8 @@ def masked_softmax(
     """
     if e.shape != present.shape:
         raise ValueError(f"scores and present need one shape, got {tuple(e.shape)} and {tuple(present.shape)}")
-    if present.dtype != torch.bool: raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
+    if present.dtype != torch.bool:
+        raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
     dtype = torch.promote_types(e.dtype, torch.float32) # weights of half-precision scores still sum to 1
     number = torch.finfo(dtype)
     e = e.to(dtype).clamp(number.min*(1 - number.eps), number.max).masked_fill(~present, number.min)
@@ -338,7 +341,8 @@ def fusion_parameters(
     Raises: `ValueError` for an unknown kind or a size below 1.
     """
     if kind not in ("attention", "mean", "concat", "own"):
-        raise ValueError(f"(5.13) knows attention, mean, concat and own, not {kind!r}: count the parameters of a built one")
+        raise ValueError(f"(5.13) knows attention, mean, concat and own, not {kind!r}: "
+                         "count the parameters of a built one")
     _check_sizes(d, n_scenarios, d_query)
     if kind == "concat": return n_scenarios * d**2 + n_scenarios * d + d
     asked = 2 * d**2 + d * d_query + n_scenarios * d if kind == "attention" else 0

@@ -25,11 +25,13 @@ def _array(x):
 
 def _numbers(x, name):
     a = _array(x)
-    if a.ndim != 1: raise ValueError(f"{name} must have one axis (n,), got shape {a.shape}: pass one number per row")
+    if a.ndim != 1:
+        raise ValueError(f"{name} must have one axis (n,), got shape {a.shape}: pass one number per row")
     if not len(a): raise ValueError(f"{name} is empty: pass at least one row")
     try: a = None if a.dtype.kind in "USMm" else a.astype(np.float64)
     except (TypeError, ValueError): a = None
-    if a is None: raise ValueError(f"{name} must hold numbers in every row: convert it, and drop rows that lack one")
+    if a is None:
+        raise ValueError(f"{name} must hold numbers in every row: convert it, and drop rows that lack one")
     if np.isnan(a).any():
         raise ValueError(f"{name} is NaN in row {np.isnan(a).argmax()}: drop such rows or find out where they come from")
     return a
@@ -39,7 +41,8 @@ def _rows(label, score, hard=None):
     if len(y) != len(s): raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
     if hard and not np.isin(y, (0, 1)).all():
         row = (~np.isin(y, (0, 1))).argmax()
-        raise ValueError(f"label must be 0 or 1 for {hard}, row {row} holds {y[row]:g}: cut soft labels first, e.g. label >= 0.5")
+        raise ValueError(f"label must be 0 or 1 for {hard}, row {row} holds {y[row]:g}: "
+                         "cut soft labels first, e.g. label >= 0.5")
     if not ((y >= 0) & (y <= 1)).all():
         row = (~((y >= 0) & (y <= 1))).argmax()
         raise ValueError(f"label must lie in [0, 1], row {row} holds {y[row]:g}: rescale it")
@@ -51,7 +54,8 @@ def _codes(ids, name, rows, sort=False):
     if a.ndim != 1: raise ValueError(f"{name} must have one axis (n,), got shape {a.shape}: pass one id per row")
     if len(a) != rows: raise ValueError(f"{name} has {len(a)} rows, label has {rows}: pass one id per row")
     codes, values = pd.factorize(a, sort=sort)
-    if (codes < 0).any(): raise ValueError(f"{name} is missing in row {(codes < 0).argmax()}: drop such rows or give them an id")
+    if (codes < 0).any():
+        raise ValueError(f"{name} is missing in row {(codes < 0).argmax()}: drop such rows or give them an id")
     return codes, values
 
 # %% ../nbs/07_metrics.ipynb #20e71b2d
@@ -123,7 +127,8 @@ def binary_divergence(
 # %% ../nbs/07_metrics.ipynb #267ff5f9
 def _probability(x, name):
     a = _array(x).astype(np.float64)
-    if not ((a >= 0) & (a <= 1)).all(): raise ValueError(f"{name} must lie in [0, 1]: pass probabilities, e.g. sigmoid(logits)")
+    if not ((a >= 0) & (a <= 1)).all():
+        raise ValueError(f"{name} must lie in [0, 1]: pass probabilities, e.g. sigmoid(logits)")
     return a
 
 # %% ../nbs/07_metrics.ipynb #6c350818
@@ -162,7 +167,8 @@ def auc(
     y, s = _rows(label, score, "auc")
     P = y.sum()
     N = len(y) - P
-    if not P or not N: raise ValueError(f"auc needs clicks and non-clicks, label is {y[0]:g} in all {len(y)} rows: add rows")
+    if not P or not N:
+        raise ValueError(f"auc needs clicks and non-clicks, label is {y[0]:g} in all {len(y)} rows: add rows")
     return float((mid_ranks(s)[y == 1].sum() - P*(P + 1)/2) / (P*N))
 
 # %% ../nbs/07_metrics.ipynb #f6936931
@@ -184,7 +190,8 @@ def gauc(
     g, _ = _codes(user, "user", len(y))
     n, P = np.bincount(g), np.bincount(g, weights=y)
     both = (P > 0) & (P < n)
-    if not both.any(): raise ValueError(f"gauc: none of the {len(n)} users has both clicks and non-clicks: add rows per user")
+    if not both.any():
+        raise ValueError(f"gauc: none of the {len(n)} users has both clicks and non-clicks: add rows per user")
     R = np.bincount(g, weights=y * mid_ranks(s, g))
     n, P, R = n[both], P[both], R[both]
     return float(np.average((R - P*(P + 1)/2) / (P*(n - P)), weights=n))
@@ -331,9 +338,10 @@ def _flat(lists):
 # %% ../nbs/07_metrics.ipynb #5f45e739
 def _lookup(ids, table, name):
     labelled = isinstance(table, (pd.Series, pd.DataFrame))
-    if labelled and not table.index.is_unique: raise ValueError(f"{name} has an item twice in its index: keep one row per item")
+    if labelled and not table.index.is_unique:
+        raise ValueError(f"{name} has an item twice in its index: keep one row per item")
     if not labelled and ids.dtype.kind not in "iu":
-        raise ValueError(f"lists holds ids that are no row numbers: pass {name} as a frame or Series indexed by item id")
+        raise ValueError(f"lists holds ids that are not row numbers: pass {name} as a frame or Series indexed by item id")
     rows = table.index.get_indexer(ids) if labelled else np.where(ids < len(table), ids, -1)
     if (rows < 0).any(): raise ValueError(f"item {ids[rows < 0][0]!s} is in lists and not in {name}: add it there")
     return rows
@@ -351,7 +359,8 @@ def catalogue_coverage(
     """
     whole_number("n_items", n_items)
     shown = len(pd.unique(_flat(lists)[0]))
-    if shown > n_items: raise ValueError(f"n_items is {n_items}, lists holds {shown} different items: count the whole catalogue")
+    if shown > n_items:
+        raise ValueError(f"n_items is {n_items}, lists holds {shown} different items: count the whole catalogue")
     return shown / int(n_items)
 
 # %% ../nbs/07_metrics.ipynb #3b728fdd
@@ -385,9 +394,11 @@ def novelty(
     if not len(ids): raise ValueError("lists holds no item: every list is empty")
     if isinstance(popularity, Mapping): popularity = pd.Series(popularity)
     row, count = _lookup(ids, popularity, "popularity"), _numbers(popularity, "popularity")
-    if (count < 0).any() or not 0 < count.sum() < np.inf: raise ValueError("popularity must be 0 or more, finite and not all 0")
+    if (count < 0).any() or not 0 < count.sum() < np.inf:
+        raise ValueError("popularity must be 0 or more, finite and not all 0")
     if (count[row] == 0).any():
-        raise ValueError(f"item {ids[count[row] == 0][0]!s} has popularity 0, its surprise is infinite: add 1 to every count")
+        raise ValueError(f"item {ids[count[row] == 0][0]!s} has popularity 0, its surprise is infinite: "
+                         "add 1 to every count")
     bits = np.bincount(owner, weights=np.log2(count.sum()) - np.log2(count[row]), minlength=len(size))
     return float((bits[size > 0] / size[size > 0]).mean())
 
@@ -411,7 +422,8 @@ def intra_list_diversity(
     v = v[_lookup(ids, vectors if isinstance(vectors, pd.DataFrame) else v, "vectors")]
     length = np.linalg.norm(v, axis=1, keepdims=True)
     bad = ~(np.isfinite(length) & (length > 0)).ravel()
-    if bad.any(): raise ValueError(f"item {ids[bad][0]!s} has a vector without a direction (0, NaN or infinite): leave it out")
+    if bad.any():
+        raise ValueError(f"item {ids[bad][0]!s} has a vector without a direction (0, NaN or infinite): leave it out")
     start = np.r_[0, size[size > 0].cumsum()[:-1]]
     total = np.add.reduceat(v / length, start, axis=0)
     n, total = size[size > 1], total[size[size > 0] > 1]
@@ -428,7 +440,8 @@ def macro_average(
     Raises: `ValueError` if values is empty or has more than one axis.
     """
     v = _array(values).astype(np.float64)
-    if v.ndim != 1 or not len(v): raise ValueError(f"values must have one axis (S,) and not be empty, got shape {v.shape}")
+    if v.ndim != 1 or not len(v):
+        raise ValueError(f"values must have one axis (S,) and not be empty, got shape {v.shape}")
     return float(v[~np.isnan(v)].mean()) if (~np.isnan(v)).any() else float("nan")
 
 # %% ../nbs/07_metrics.ipynb #0dc37667
@@ -452,14 +465,15 @@ def report(
     AUC and GAUC are NaN where a scenario has one class, and the macro average leaves NaN out.
     "macro" repeats the rows and users of "all".
 
-    Raises: `ValueError` for labels other than 0 and 1, scores that are no probabilities, NaN, missing ids,
+    Raises: `ValueError` for labels other than 0 and 1, scores that are not probabilities, NaN, missing ids,
     lengths that differ, no rows, or a scenario that is itself called "macro" or "all".
     """
     y, p = _rows(label, score, "report")
     log_loss(y, p)
     (g, names), (u, _) = _codes(scenario, "scenario", len(y), sort=True), _codes(user, "user", len(y))
     names = list(names)
-    if "macro" in names or "all" in names: raise ValueError("scenario may not be called 'macro' or 'all': rename it")
+    if "macro" in names or "all" in names:
+        raise ValueError("scenario may not be called 'macro' or 'all': rename it")
     parts = np.split(np.argsort(g, kind="stable"), np.bincount(g).cumsum()[:-1])
     parts = {**dict(zip(names, parts)), "all": np.arange(len(y))}
     frame = pd.DataFrame({name: _describe(y[i], p[i], u[i]) for name, i in parts.items()}).T.rename_axis("scenario")

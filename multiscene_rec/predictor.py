@@ -163,7 +163,8 @@ def _label_and_prob(label, prob):
         raise ValueError(f"label {y.shape} and prob {p.shape} must be two lists of the same length, at least 1")
     for name, x in (("label", y), ("prob", p)):
         bad = np.flatnonzero(~((x >= 0) & (x <= 1)))
-        if len(bad): raise ValueError(f"{name} must lie in [0, 1], row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
+        if len(bad):
+            raise ValueError(f"{name} must lie in [0, 1], row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
     return y, p
 
 # %% ../nbs/06_predictor.ipynb #4ad65255
@@ -216,7 +217,8 @@ def plot_calibration(
     if ax is None: _, ax = plt.subplots(figsize=(5, 3), dpi=90)
     table = calibration_table(label, prob, bins).dropna()
     ax.plot([0, 1], [0, 1], ":", color="0.5", lw=1)
-    ax.errorbar(table.mean_prob, table.click_rate, 2*table.noise, label=name, **{"marker": "o", "ms": 4, "lw": 1, "capsize": 2, **style})
+    style = {"marker": "o", "ms": 4, "lw": 1, "capsize": 2, **style}
+    ax.errorbar(table.mean_prob, table.click_rate, 2*table.noise, label=name, **style)
     ax.set(xlabel="mean prediction in the bin", ylabel="click rate in the bin", xlim=(0, 1), ylim=(0, 1))
     return ax
 
@@ -226,7 +228,8 @@ def _positions(values, known, column, place):
     at = pd.Index(known).get_indexer(pd.Index(values))
     lost = np.flatnonzero(at < 0)
     if len(lost):
-        raise ValueError(f"column {column!r}, row {lost[0]}: {values.iloc[lost[0]]!r} is not in {place}; drop such rows or take the mall they came from")
+        raise ValueError(f"column {column!r}, row {lost[0]}: {values.iloc[lost[0]]!r} is not in {place}; "
+                         "drop such rows or take the mall they came from")
     return at
 
 # %% ../nbs/06_predictor.ipynb #f0d91e64
@@ -353,7 +356,8 @@ def probit_average(
 
     Raises: `ValueError` if a variance is negative.
     """
-    if (var < 0).any(): raise ValueError("var must be 0 or larger; it is a variance, not a standard deviation with a sign")
+    if (var < 0).any():
+        raise ValueError("var must be 0 or larger; it is a variance, not a standard deviation with a sign")
     return sigmoid(mu/torch.sqrt(1 + math.pi*var/8))
 
 # %% ../nbs/06_predictor.ipynb #30290ac3
