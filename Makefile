@@ -44,6 +44,7 @@ test: $(VENV)/.ready ## rules, second opinions and all notebooks, two at a time 
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.ready ## test, with the slow tests and the full tables of the notebooks
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[export,privacy]'
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal --slow $(ARGS)
 
 bench: $(VENV)/.ready ## what it costs, as ratios to the bare limit, into bench/results/ (about 25 minutes; ARGS=--quick for a minute)

@@ -181,7 +181,8 @@ class _Until(KeepBest): # Stop as soon as the loss is small
 
 @_check
 def _is_the_same_when_loaded_in_a_fresh_process(s):
-    file = inspect.getsourcefile(s.kind) if s.kind.__module__ != "__main__" else None
+    try: file = inspect.getsourcefile(s.kind) if s.kind.__module__ != "__main__" else None
+    except (TypeError, OSError): file = None
     if file is None or "<locals>" in s.kind.__qualname__: return False # defined in a notebook: there is nothing to import
     model = s.fresh().cpu()
     batch = s.batch.to("cpu")

@@ -3,10 +3,13 @@
 Each is trained by fit, put through check_recommender, saved and loaded in a fresh process, asked for lists, compared,
 described by a card, and trained from the command.
 """
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from multiscene_rec import (Categories, EventLog, FieldEmbedding, Histories, Int
                             compare, evaluate, fit, recommend, time_split, toy_mall)
 from multiscene_rec.cli import main
 from multiscene_rec.contract import export_onnx, unlabelled
-from multiscene_rec.model import model_card
+from multiscene_rec.model import build, model_card, model_names
 from multiscene_rec.rank import Catalogue
 
 HERE = Path(__file__).resolve().parent
@@ -204,3 +207,19 @@ def test_onnx_runtime_gives_the_same_scores(name, ready, tmp_path):
     for part in (test[:200], test[:1]):
         found = session.run(None, {i.name: getattr(part, i.name).numpy() for i in session.get_inputs()})[0]
         with torch.no_grad(): np.testing.assert_allclose(found, model(part).numpy(), atol=1e-5)
+
+
+def test_the_words_of_contributing_work(ready, shop, tmp_path, monkeypatch):
+    "The block of code under Add a model, as it stands there, goes the way that the text says."
+    text = (HERE.parent/"CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"## Add a model.*?```python\n(.*?)```", text, flags=re.S)[1]
+    names = "from torch import nn\nfrom multiscene_rec import FieldEmbedding, Recommender\n"
+    (tmp_path/"contributed.py").write_text(names + textwrap.dedent(block))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind, (prep, log, (train, valid, test)) = importlib.import_module("contributed").Logistic, ready["star"]
+    assert "logistic" in model_names() and isinstance(build("logistic", prep.spec, bias=.5), kind)
+    assert "is the same when loaded in a fresh process" in check_recommender(kind, prep.spec, train[:200], skip=("learns rows by heart",))
+    model = kind(prep.spec)
+    fit(model, train, valid, epochs=2, batch_size=128, callbacks=(KeepBest(),))
+    assert len(recommend(model, prep, log, 3, "home", k=3)) == 3
+    assert InterestModel(prep.spec, fusion="test_softer").fuse.__class__ is Freshest

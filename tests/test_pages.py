@@ -73,8 +73,8 @@ def test_every_formula_symbol_model_and_exercise_is_on_its_page():
         assert f"({row['tag']})" in page["formulas.md"] and f"`{row['symbol']}`" in page["formulas.md"] and row["tests"], row
     for book, name, _, said in pages.public():
         assert f"`{name}`" in page["library.md"] and (said or name.isupper() or name == "app"), f"{book}: {name} has no first line"
-    from multiscene_rec.model import FUSIONS
-    assert all(f"(`{fusion}`)" in page["models.md"] for fusion in FUSIONS)
+    from multiscene_rec.fusion import fusion_names
+    assert all(f"fusion={fusion})" in page["models.md"] for fusion in fusion_names())
     from tools import exercises
     assert all(f"### {e.name.split('_')[0]} {e.title}" in page["exercises.md"] for e in exercises.sources())
 
@@ -93,8 +93,17 @@ def test_every_term_says_where_it_is_taught():
         assert t["meaning"].endswith(".") and t["zh"] and (t.get("part") in pages.PARTS or (notebooks.NBS/f"{t['page']}.ipynb").exists()), t
 
 
-def test_closing_runs_are_those_on_record():
-    "A new run of a closing table changes its text: then commit and hardware in tools/results.toml must be looked at."
-    import hashlib
-    for r in pages._toml(pages.TOOLS/"results.toml")["result"]:
-        assert hashlib.sha256(pages._printed(r["notebook"], r["cell"]).encode()).hexdigest()[:16] == r["sha256"], r["key"]
+def printed(stem):
+    "All that the code cells of a notebook printed, as stored."
+    cells = notebooks.read(notebooks.NBS/f"{stem}.ipynb")["cells"]
+    return "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for c in cells if c["cell_type"] == "code" for o in c["outputs"])
+
+
+def test_closing_tables_say_what_their_notebooks_printed():
+    mall, text = pages.closing_table("mall"), printed("09_train")
+    for row in mall.itertuples():
+        said = f"{row.mean:.3f}" + ("" if row.sd != row.sd else f" ± {row.sd:.3f}")
+        assert said in text, (row.model, row.scenario, row.metric, said)
+    coupons, text = pages.closing_table("coupons"), printed("11_coupons")
+    for row in coupons.itertuples(): assert row.model in text and f"{row.auc:.3f}"[1:] in text, row
+    for table in (mall, coupons): assert re.fullmatch(r"[0-9a-f]{7,}", str(table["commit"][0])) and "core" in table["hardware"][0]

@@ -102,11 +102,14 @@ def formulas():
                  "The tests are tested too: with the symbol swapped for one that is 1 % wrong, each of them fails.", "", *lines, prose=True)
 
 
+PLAIN = {"logs": "02_data", "storage": "08_model", "contract": "08_model", "runs": "90_cli", "checks": ""}  # module written by hand: the notebook that uses it
+
+
 def public():
-    "Public symbols: [(module, name, kind, first line of its docstring)], in the order of the modules."
-    out = []
-    for path in sorted(notebooks.NBS.glob("[0-9][0-9]_*.ipynb")):
-        module = PACKAGE/f"{path.stem[3:]}.py"
+    "Public symbols: [(notebook or module, name, kind, first line of its docstring)], in the order of the modules."
+    out, lessons = [], [(path.stem, path.stem.partition("_")[2]) for path in sorted(notebooks.NBS.glob("[0-9][0-9]*_*.ipynb"))]
+    for book, stem in [*lessons, *((name, name) for name in PLAIN)]:
+        module = PACKAGE/f"{stem}.py"
         if not module.exists(): continue
         tree = ast.parse(module.read_text(encoding="utf-8"))
         names = [e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for e in n.value.elts]
@@ -114,7 +117,7 @@ def public():
         for name in names:
             node = found.get(name)
             said = (ast.get_docstring(node) or "").split("\n\n")[0] if node else ""
-            out.append((path.stem, name, "class" if isinstance(node, ast.ClassDef) else "function" if node else "constant", said))
+            out.append((book, name, "class" if isinstance(node, ast.ClassDef) else "function" if node else "constant", said))
     return out
 
 
@@ -123,7 +126,8 @@ def api():
     lines, rows = [], public()
     top = {n for names in _top().values() for n in names}
     for book in dict.fromkeys(r[0] for r in rows):
-        lines += [f"## multiscene_rec.{book[3:]}", "", f"Explained in [{book}]({book}.ipynb).", "",
+        where = f"Explained in [{book}]({book}.ipynb)." if book not in PLAIN else "Written by hand: it teaches nothing." + (f" Used in {_notebook(PLAIN[book])}." if PLAIN[book] else "")
+        lines += [f"## multiscene_rec.{book if book in PLAIN else book.partition('_')[2]}", "", where, "",
                   *_table(("name", "kind", "what it does"), [[_symbol(b, name, kind) + (" ●" if name in top else ""), kind, _cell(re.sub(r"\s*Formulas?:.*", "", said, flags=re.S))] for b, name, kind, said in rows if b == book])]
     return _page("Library", "Every public symbol of the package, by module.", "the docstrings of multiscene_rec",
                  "● marks what `multiscene_rec` itself shows, as in `from multiscene_rec import auc`. All else is imported from its module. "
@@ -132,7 +136,7 @@ def api():
 
 def _symbol(book, name, kind):
     "A name, as a link to where its notebook documents it; constants are not documented one by one."
-    return f"`{name}`" if kind == "constant" else f"[`{name}`]({book}.ipynb#{name.lower()})"
+    return f"`{name}`" if kind == "constant" or book in PLAIN else f"[`{name}`]({book}.ipynb#{name.lower()})"
 
 
 def _top():
@@ -142,65 +146,81 @@ def _top():
 
 # ---------------------------------------------------------------- models and results
 
-def _printed(stem, starts):
-    "What the first code cell whose source contains the words printed, as stored in the notebook."
-    for cell in notebooks.read(notebooks.NBS/f"{stem}.ipynb")["cells"]:
-        if cell["cell_type"] == "code" and starts in "".join(cell["source"]):
-            return "".join("".join(o.get("text", "")) for o in cell["outputs"] if o["output_type"] == "stream").rstrip()
-    raise SystemExit(f"{stem}: no cell contains {starts!r}; bring tools/results.toml in step")
-
-
 def _closing(key): return next(r for r in _toml(TOOLS/"results.toml")["result"] if r["key"] == key)
 
 
-def _rows_of(text):
-    "Name of a line -> its numbers, of a printed table."
-    out = {}
-    for line in text.splitlines():
-        if m := re.match(r"(\S.*?)\s{2,}(-?\d.*)$", line): out.setdefault(m[1].strip(), re.findall(r"-?\d+\.\d+(?: ± \d+\.\d+)?", m[2]))
-    return out
+def closing_table(key):
+    "The rows of a closing table, as its notebook's slow cell wrote them."
+    import pandas as pd
+    path = notebooks.NBS/_closing(key)["file"]
+    if not path.exists(): raise SystemExit(f"{path} is not there: run the slow cells of {_closing(key)['notebook']}")
+    return pd.read_csv(path)
+
+
+def _spread(mean, sd, digits=3): return f"{mean:.{digits}f}" + ("" if sd != sd else f"\u00a0±\u00a0{sd:.{digits}f}")
 
 
 def models():
     "The page of models."
     from multiscene_rec import toy_mall
-    from multiscene_rec.model import count_parameters
+    from multiscene_rec.model import build, count_parameters
     from multiscene_rec.preprocess import Preprocessor
     mall = toy_mall(n_users=1000, n_events=20_000)
     spec = Preprocessor().fit(mall.events, users=mall.users, items=mall.items).spec
     tags = {}
     for r in ledger(): tags.setdefault(r["symbol"], []).append(r)
-    here, there = _closing("mall"), _closing("coupons")
-    mall_rows, coupon_rows = (_rows_of(_printed(r["notebook"], r["cell"])) for r in (here, there))
+    here = closing_table("mall").query("scenario == 'macro' and metric == 'auc'").set_index("model")
+    there = closing_table("coupons").set_index("model")
+    auc = lambda name: f"{there.auc[name]:.3f}" if name in there.index else "–"
     rows, ideas = [], []
     for m in _toml(TOOLS/"models.toml")["model"]:
         known = [r for s in m["symbols"] for r in tags.get(s, [])]
         links = ", ".join(f"[({r['tag']})]({r['notebook']}.ipynb)" for r in known)
-        coupons = [coupon_rows.get(name, ["–"])[0] for name in (m.get("coupons"), f"{m.get('coupons')}, towers")]
-        size = sum(count_parameters(spec, fusion=m["fusion"]).values())
-        rows.append([f"{_cell(m['name'])} (`{m['fusion']}`)", links, f"{size:,}", mall_rows[m["fusion"]][4].replace(" ", "\u00a0"), *coupons])
+        size = sum(count_parameters(build(m["model"], spec, **m["params"])).values())
+        how = ", ".join(f"{k}={v}" for k, v in m["params"].items())
+        reached = _spread(*here.loc[m["mall"], ["mean", "sd"]]) if m.get("mall") in here.index else "–"
+        rows.append([f"{_cell(m['name'])} (`{m['model']}`{f' {how}' if how else ''})", links, f"{size:,}", reached, auc(m.get("coupons")), auc(f"{m.get('coupons')}, towers")])
         ideas += [f"- **{m['name']}.** {m['idea']} Source: {m['source']}."]
-    ceiling = mall_rows["ceiling: the log"][4]
-    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "tools/models.toml, the ledger, the code and stored outputs",
-                 "All are one network, `InterestModel`, and differ only in how it fuses the histories of the scenarios. "
-                 f"AUC is the mean over scenarios: on the mall from [09 train](09_train.ipynb), five seeds (mean ± standard deviation; the log allows {ceiling}), "
+    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "tools/models.toml, the ledger, the code and nbs/results",
+                 "A model is built by its name: `model.build(\"interest\", spec, fusion=\"mean\")`. "
+                 f"AUC is the mean over scenarios: on the mall from [09 train](09_train.ipynb), five seeds (mean ± standard deviation; the log allows {here['mean']['ceiling: the log']:.3f}), "
                  "on the coupons from [11 coupons](11_coupons.ipynb), ten splits by respondent. Parameters are for the mall's 600 items.", "",
                  *ideas, "", *_table(("model", "formulas", "parameters", "AUC, mall", "AUC, coupons", "with towers"), rows),
                  "With towers, each scenario has a head of its own. Parts II and III will add their models here.", "")
+
+
+METRICS = {"auc": "AUC", "gauc": "GAUC, the same inside users", "log_loss": "Log loss in nats per row, lower is better"}
+
+
+def closing_lines(key):
+    "A closing table as Markdown."
+    table = closing_table(key)
+    if "metric" not in table:
+        columns = [c for c in table if c not in ("commit", "hardware", "date")]
+        return _table([c.replace("_", " ") for c in columns], [[_number(row[c]) if not isinstance(row[c], str) else _cell(row[c]) for c in columns] for _, row in table.iterrows()])
+    lines = []
+    for metric, title in METRICS.items():
+        part = table[table.metric == metric]
+        if not len(part): continue
+        places = list(dict.fromkeys(part.scenario))
+        cells = {(r.model, r.scenario): _spread(r.mean, r.sd) for r in part.itertuples()}
+        lines += [f"{title}:", "", *_table(["model", *places], [[_cell(m), *(cells.get((m, place), "–") for place in places)] for m in dict.fromkeys(part.model)])]
+    return lines
 
 
 def results():
     "The page of the closing runs and of the benchmarks."
     lines = []
     for r in _toml(TOOLS/"results.toml")["result"]:
-        lines += [f"## {r['title']}", "", f"{r['about']} From [{r['notebook']}]({r['notebook']}.ipynb), run at commit `{r['commit']}` on {r['hardware']}.", "", "```text", _printed(r["notebook"], r["cell"]), "```", ""]
+        run = closing_table(r["key"]).iloc[0]
+        lines += [f"## {r['title']}", "", f"{r['about']} From [{r['notebook']}]({r['notebook']}.ipynb), run at commit `{run['commit']}` on {run['hardware']}, {run['date']}.", "", *closing_lines(r["key"])]
     for path in sorted((ROOT/"bench"/"results").glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         machine = run["hardware"].get("gpu") or f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores, {run['hardware']['threads']} thread(s)"
         keys = list(dict.fromkeys(k for row in run["rows"] for k in row))
         lines += [f"## Benchmark: {path.stem}", "", f"{run['date']}, commit `{run['commit']}`, {machine}, PyTorch {run['torch']}, Python {run['python']}. By `python -m bench.{run['benchmark'] if run['benchmark'] != 'imports' else 'notebooks'}`.", "",
                   *_table([k.replace("_", " ") for k in keys], [[_number(row.get(k)) for k in keys] for row in run["rows"]])]
-    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.", "stored outputs of the notebooks and bench/results",
+    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.", "nbs/results and bench/results",
                  "Numbers of another machine will differ in the last digits, times by more. A difference smaller than the spread is no difference.", "", *lines)
 
 
