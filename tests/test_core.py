@@ -1,16 +1,7 @@
 "Second opinions on seeds, devices, shapes and the bound on rounding."
-import errno
-import hashlib
-import json
 import math
-import os
-import pickle
 import random
-import subprocess
-import sys
-import tempfile
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,64 +112,3 @@ def test_a_missing_extra_says_how_to_get_it():
     assert core.require("math", "lab") is math
     with pytest.raises(ImportError, match=r'no_such_module.*pip install "multiscene_rec\[compare\]"'):
         core.require("no_such_module", "compare")
-
-
-def test_a_file_is_whole_whatever_happens(tmp_path, monkeypatch):
-    path = tmp_path/"state"
-    core.write_whole(path, b"old")
-    real = os.replace
-    def broken(*_): raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="No space left on device: free space or name another folder") as e: core.write_whole(path, b"new")
-    assert e.value.errno == errno.ENOSPC and str(path) in str(e.value)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["state"]
-    monkeypatch.setattr(os, "replace", real)
-    core.write_whole(path, b"new")
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["state"]
-
-
-_HOLD = "import sys, time; from multiscene_rec.core import sole_writer\nwith sole_writer(sys.argv[1]): print('held', flush=True); time.sleep(60)"
-
-
-def test_a_folder_has_one_writer_and_a_killed_one_lets_go(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", _HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline() == "held\n"
-        (tmp_path/"model.123.part").write_bytes(b"half")
-        with pytest.raises(BlockingIOError, match="another run is writing into .*name another folder"):
-            with core.sole_writer(tmp_path): pass
-        assert (tmp_path/"model.123.part").exists(), "the other run's file was taken away"
-    finally:
-        child.kill()
-        child.wait()
-    with core.sole_writer(tmp_path): assert not (tmp_path/"model.123.part").exists()
-
-
-@pytest.mark.parametrize("content", [pickle.dumps(1), pickle.dumps(1, 0)[:0] + pickle.dumps([1], 5), b"PK\x03\x04rest"])
-def test_a_pickle_is_never_opened(content, tmp_path):
-    (tmp_path/"weights").write_bytes(content)
-    with pytest.raises(ValueError, match="can run code when opened"): core.read_whole(tmp_path/"weights", "save")
-
-
-def test_safetensors_whose_length_looks_like_a_pickle_are_read(tmp_path):
-    content = (0x0580).to_bytes(8, "little") + b"{" + b" "*0x57f
-    core.write_whole(tmp_path/"x", content)
-    assert core.read_whole(tmp_path/"x", "save") == content
-
-
-@given(st.dictionaries(st.text(max_size=5), st.recursive(st.integers() | st.text(max_size=5) | st.booleans() | st.none(), lambda x: st.lists(x, max_size=3), max_leaves=8), max_size=5))
-def test_a_checksum_sees_the_content_and_not_the_spaces(known):
-    plain = "".join(json.dumps({k: v for k, v in known.items() if k != "checksum"}, separators=(",", ":")))
-    assert core.checksum(known) == hashlib.sha256(plain.encode()).hexdigest() == core.checksum(json.loads(json.dumps(known, indent=3)))
-    assert core.checksum(known | {"one more": 1}) != core.checksum({k: v for k, v in known.items() if k != "one more"})
-
-
-def test_a_checksum_of_what_json_does_not_have():
-    with pytest.raises(ValueError): core.checksum(dict(rate=float("nan")))
-
-
-@given(st.binary(max_size=200))
-def test_what_is_written_is_read(content):
-    with tempfile.TemporaryDirectory() as folder:
-        core.write_whole(Path(folder)/"x", content)
-        if content[:1] != b"\x80" and content[:4] != b"PK\x03\x04": assert core.read_whole(Path(folder)/"x", "save") == content
