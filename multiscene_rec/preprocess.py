@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LOG_FORMAT', 'dedupe', 'CleanReport', 'clean', 'score_rules', 'MinMax', 'StandardScore', 'log_scale', 'skewness',
            'Vocabulary', 'time_split', 'group_split', 'history_sums', 'residual_clicks', 'Feature', 'Task', 'Spec',
-           'new_rows', 'EventLog', 'with_news', 'save_log', 'load_log', 'Context', 'Part', 'history_features',
-           'Categories', 'Numbers', 'Labels', 'Histories', 'item_rows', 'Vectors', 'Sequences', 'Preprocessor']
+           'new_rows', 'EventLog', 'with_news', 'save_log', 'load_log', 'Context', 'Part', 'Categories', 'Numbers',
+           'Labels', 'history_features', 'Histories', 'item_rows', 'Vectors', 'Sequences', 'Preprocessor']
 
 # %% ../nbs/03_preprocess.ipynb #e7f0ccec
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -63,33 +64,57 @@ def _one_spelling(column): # The column with each name in its commonest spelling
     return pd.Series(out, index=column.index, name=column.name, dtype=object), changed
 
 # %% ../nbs/03_preprocess.ipynb #1643f34b
-def _resent(log, schema, window): # True where the same event stood earlier, by at most window seconds
-    code = log.groupby([schema.user, schema.item, schema.scenario], sort=False, dropna=False, observed=True).ngroup().to_numpy()
-    time = _as_float(log[schema.time])
+def _exposures(log, schema, window): # (n,) position of the row that stands for each row's exposure: itself, or an earlier one
+    same = [schema.user, schema.item, schema.scenario]
+    code, time = log.groupby(same, sort=False, dropna=False, observed=True).ngroup().to_numpy(), _as_float(log[schema.time])
     order = np.lexsort((time, code)) # event by event, in order of time
     code, time = code[order], time[order]
-    new = np.ones(len(log), dtype=bool) # first row of its event and second
-    new[1:] = (np.diff(code) != 0) | (np.diff(time) != 0)
-    again = np.zeros(new.sum(), dtype=bool)
-    again[1:] = (np.diff(code[new]) == 0) & (np.diff(time[new]) <= window)
-    out = np.zeros(len(log), dtype=bool)
-    out[order] = again[np.cumsum(new) - 1]
+    begins = np.ones(len(log), dtype=bool)
+    begins[1:] = (np.diff(code) != 0) | ~(np.diff(time) <= window)
+    stands = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    later = np.flatnonzero(~begins | np.append(~begins[1:], False)) # only rows that are not alone need a closer look
+    twin = _twins(log[[c for c in log if c not in (*same, schema.time, *schema.labels)]].iloc[order[later]], stands[later])
+    first = later[twin]
+    stands[later] = np.where(time[first] == time[stands[first]], first, stands[later])
+    out = np.empty(len(log), dtype=np.int64)
+    out[order] = order[stands]
     return out
+
+def _twins(rows, group): # (n,) position of the first row that agrees in the group and in all columns
+    code = rows.groupby([group, *rows], sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    return np.unique(code, return_index=True)[1][code]
+
+# %% ../nbs/03_preprocess.ipynb #eb8e292a
+def _one_row_each(log, schema, window): # One row per exposure, with its highest labels; which rows were re-sent, which were click rows
+    stands = _exposures(log, schema, window)
+    gone, click, out = stands != np.arange(len(log)), np.zeros(len(log), dtype=bool), log
+    for c in schema.labels:
+        y = _as_float(log[c])
+        y = np.where(np.isnan(y), -np.inf, y)
+        higher = np.flatnonzero(y > y[stands])
+        if not len(higher): continue
+        click[higher] = True
+        highest = np.arange(len(log))
+        higher = higher[np.argsort(y[higher], kind="stable")] # the highest is written last, and stays
+        highest[stands[higher]] = higher
+        out = out.assign(**{c: log[c].take(highest).set_axis(log.index)})
+    return out[~gone] if gone.any() else out, gone & ~click, click
 
 # %% ../nbs/03_preprocess.ipynb #142ca902
 def dedupe(
     log: pd.DataFrame, # Events, one a row, columns named by the schema
     schema: Schema = Schema(), # Which column is what
-    window: float = 5, # Seconds within which a repeated event counts as re-sent; 0 drops exact duplicates only
-) -> pd.DataFrame: # The log without the repeated rows; order and row labels stay
-    """Drop exact duplicates, then re-sent events (same user, item and scenario, at most `window` seconds later).
+    window: float = 5, # Seconds within which a repeated event counts as re-sent; 0 looks only at rows of the same second
+) -> pd.DataFrame: # The log with one row per exposure; order and row labels stay
+    """Drop exact duplicates, then re-sent events (same user, item and scenario, at most `window` seconds after the one before).
+
+    No click is lost: the row that stays takes the highest label of its exposure.
 
     Raises: `ValueError` naming a column that is missing, a window below 0, or row labels that stand twice.
     """
     _check_log(log, schema.required, "dedupe")
     if not window >= 0: raise ValueError(f"window is a time in seconds, 0 or more, got {window}")
-    log = log[~log.duplicated().to_numpy()]
-    return log[~_resent(log, schema, window)]
+    return _one_row_each(log[~log.duplicated().to_numpy()], schema, window)[0]
 
 # %% ../nbs/03_preprocess.ipynb #fbbcb496
 @dataclass
@@ -97,45 +122,75 @@ class CleanReport:
     """What cleaning did: print it, or read its two frames."""
     rows_in: int # Rows before
     rows_out: int # Rows after
-    counts: pd.DataFrame # One row a rule, in the order they ran: rule, action (dropped or repaired), rows
+    counts: pd.DataFrame # One row a rule, in the order they ran: rule, action (dropped, repaired or merged), rows
     rows: pd.DataFrame # One row a hit: row (its label in the log before cleaning), rule
+    remarks: tuple = () # What is worth a second look, one sentence each
 
     def __str__(self):
         lines = [f"{self.rows_in:,} rows in, {self.rows_out:,} rows out"]
         lines += [f"  {rule:<11}{rows:>7,} {action}" for rule, action, rows in self.counts.itertuples(index=False)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  Look: {remark}" for remark in self.remarks)])
 
 # %% ../nbs/03_preprocess.ipynb #93ee733c
 def _seconds(when): # A year or date in words, or seconds -> seconds since 1970
     return float(when) if isinstance(when, (int, float, np.number)) else pd.Timestamp(str(when), tz="UTC").timestamp()
 
-def _rules(log, schema, window, time_range, price, price_limit): # (name, function of a log -> rows to drop), in the order they run
+def _limits(time_range): # First and last second allowed; without a range, all that a clock can hold
+    if time_range is None: return -2.**53 + 1, 2.**53 - 1
     low, high = map(_seconds, time_range)
+    return low, np.nextafter(high, low)
+
+def _rules(log, schema, time_range, price, price_limit): # (name, function of a log -> rows to drop), in the order they run
     rules = [
         ("missing id", lambda log: _empty(log[schema.user]) | _empty(log[schema.item]) | _empty(log[schema.scenario])),
-        ("label", lambda log: _outside(log[schema.label], 0, 1)),
+        ("label", lambda log: np.any([_outside(log[c], 0, 1) for c in schema.labels], axis=0)),
         ("price", lambda log: _bad_price(log[price], price_limit)),
-        ("time", lambda log: _outside(log[schema.time], low, np.nextafter(high, low))),
-        ("duplicate", lambda log: log.duplicated().to_numpy()),
-        ("resent", lambda log: _resent(log, schema, window))]
+        ("time", lambda log: _outside(log[schema.time], *_limits(time_range))),
+        ("duplicate", lambda log: log.duplicated().to_numpy())]
     return [(name, rule) for name, rule in rules if name != "price" or price in log.columns]
 
 def _whole(column): # Whole numbers that a missing value had turned into another type
     if column.dtype.kind not in "iuf" or column.dtype == "int64" or column.isna().any(): return column
     return column if column.dtype.kind == "f" and ((column % 1).any() or column.abs().max() > 2**53) else column.astype("int64")
 
-def _nothing_left(log, counts, schema): # The message when every row broke a rule
+# %% ../nbs/03_preprocess.ipynb #7786f5a7
+def _about_time(log, schema, time_range): # What the times that were dropped may mean, and how to keep them
+    time, (low, high) = _as_float(log[schema.time]), _limits(time_range)
+    time = time[np.isfinite(time) & ~((time >= low) & (time <= high))]
+    if time_range is None or not len(time): return ""
+    allowed = f"allowed are times from {time_range[0]} up to {time_range[1]}, in seconds since 1970"
+    for unit, size in (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)):
+        if low <= np.median(time)/size <= high: return f"; if the times in {schema.time!r} are {unit}, divide them by {size}; {allowed}"
+    return f"; its times in {schema.time!r} go from {time.min():.15g} to {time.max():.15g}, {allowed}; if they count from another moment, pass time_range=None"
+
+def _nothing_left(log, counts, hint): # The message when every row broke a rule
     worst = counts[counts.action == "dropped"].nlargest(1, "rows").iloc[0]
-    milli = worst.rule == "time" and (_as_float(log[schema.time]) > 1e11).any()
-    hint = f"; if the times in {schema.time!r} are milliseconds, divide them by 1000" if milli else ""
-    return f"clean: no row of {len(log):,} is left; rule '{worst.rule}' dropped {worst.rows:,}{hint}"
+    return f"clean: no row of {len(log):,} is left; rule '{worst.rule}' dropped {worst.rows:,}{hint if worst.rule == 'time' else ''}"
+
+def _remarks(log, counts, window, hint): # What is worth a second look
+    rows = dict(zip(counts.rule, counts.rows))
+    many = [c.rule for c in counts.itertuples() if c.action == "dropped" and c.rows > .1*len(log)]
+    said = [f"rule '{rule}' dropped {rows[rule]/len(log):.0%} of all rows{hint if rule == 'time' else ''}" for rule in many]
+    if rows["click row"]: said.append(f"clicks up to {window:g} s after an exposure were merged into it; if some come later, pass a larger window")
+    return tuple(said)
+
+# %% ../nbs/03_preprocess.ipynb #d84084e1
+def _apply(log, schema, window, rules): # The log after all rules; of each rule its name, what it does, the rows it hit
+    spelled, repaired = _one_spelling(log[schema.scenario])
+    out, hits = log.assign(**{schema.scenario: spelled}), [("scenario", "repaired", log.index[repaired])]
+    for name, rule in rules:
+        bad = rule(out)
+        hits.append((name, "dropped", out.index[bad]))
+        out = out[~bad] if bad.any() else out
+    index, (out, resent, click) = out.index, _one_row_each(out, schema, window)
+    return out, [*hits, ("resent", "dropped", index[resent]), ("click row", "merged", index[click])]
 
 # %% ../nbs/03_preprocess.ipynb #b90c483c
 def clean(
     log: pd.DataFrame, # Events, one a row, columns named by the schema
     schema: Schema = Schema(), # Which column is what
-    window: float = 5, # Seconds within which a repeated event counts as re-sent
-    time_range: tuple = ("1990", "2100"), # Allowed times, from the first up to the second: years or dates as text, or seconds
+    window: float = 5, # Seconds within which a repeated event counts as re-sent, or as the click on the one before
+    time_range: tuple | None = ("1990", "2100"), # Allowed times, from the first up to the second: years or dates as text, or seconds; None: any
     price: str | None = "price", # Column that the rule for prices looks at; where there is none the rule is skipped
     price_limit: float = 10_000, # Highest price allowed, as a multiple of the median price
 ) -> tuple[pd.DataFrame, CleanReport]: # The clean log in its old order with its old row labels, and what was done
@@ -145,18 +200,14 @@ def clean(
     """
     _check_log(log, schema.required, "clean")
     if not window >= 0: raise ValueError(f"window is a time in seconds, 0 or more, got {window}")
-    spelled, repaired = _one_spelling(log[schema.scenario])
-    out = log.assign(**{schema.scenario: spelled})
-    counts, hits = [("scenario", "repaired", int(repaired.sum()))], [pd.DataFrame(dict(row=log.index[repaired], rule="scenario"))]
-    for name, rule in _rules(log, schema, window, time_range, price, price_limit):
-        bad = rule(out)
-        counts.append((name, "dropped", int(bad.sum())))
-        hits.append(pd.DataFrame(dict(row=out.index[bad], rule=name)))
-        out = out[~bad] if bad.any() else out
-    counts = pd.DataFrame(counts, columns=["rule", "action", "rows"])
-    if len(log) and not len(out): raise ValueError(_nothing_left(log, counts, schema))
-    out = out.assign(**{c: _whole(out[c]) for c in (schema.user, schema.item, schema.time, schema.label)})
-    return out, CleanReport(len(log), len(out), counts, pd.concat(hits, ignore_index=True))
+    out, hits = _apply(log, schema, window, _rules(log, schema, time_range, price, price_limit))
+    counts = pd.DataFrame([(rule, action, len(rows)) for rule, action, rows in hits], columns=["rule", "action", "rows"])
+    dropped_times = bool(counts.rows[counts.rule == "time"].item())
+    hint = _about_time(log, schema, time_range) if dropped_times else ""
+    if len(log) and not len(out): raise ValueError(_nothing_left(log, counts, hint))
+    out = out.assign(**{c: _whole(out[c]) for c in (schema.user, schema.item, schema.time, *schema.labels)})
+    rows = pd.concat([pd.DataFrame(dict(row=rows, rule=rule)) for rule, _, rows in hits], ignore_index=True)
+    return out, CleanReport(len(log), len(out), counts, rows, _remarks(log, counts, window, hint))
 
 # %% ../nbs/03_preprocess.ipynb #edb19ecc
 def score_rules(
@@ -453,9 +504,10 @@ def residual_clicks(
     check_shape(rate, "S", S=sizes["S"])
     return (clicked - rate[:, None]*shown)/np.sqrt(1 + shown)
 
-# %% ../nbs/03_preprocess.ipynb #8d408043
+# %% ../nbs/03_preprocess.ipynb #db0d1069
 _KINDS, _OF = ("category", "number", "vector", "sequence", "history"), ("item", "user", "context")
 
+# %% ../nbs/03_preprocess.ipynb #8d408043
 @dataclass(frozen=True)
 class Feature:
     """One thing that rows tell of an item, a user or the moment. Raises: `ValueError` for an unknown kind or a size below 1."""
@@ -471,6 +523,7 @@ class Feature:
         if self.of not in _OF: raise ValueError(f"feature {self.name!r}: of {self.of!r} is unknown; choose from {', '.join(_OF)}")
         whole_number(f"feature {self.name!r}: size", self.size)
 
+# %% ../nbs/03_preprocess.ipynb #f16c4478
 @dataclass(frozen=True)
 class Task:
     """One answer to predict. Raises: `ValueError` for a weight that is not a finite number of 0 or more."""
@@ -532,11 +585,24 @@ def _table(given, key, columns, train, what): # The frame of users or items; wit
             f"keep one row of each, such as {what}.drop_duplicates({key!r}, keep='last')")
     return given.reset_index(drop=True)
 
-def _column(frame, name, schema, users, items): # A column of the frame, or looked up among items or users; missing where the id is new
+# %% ../nbs/03_preprocess.ipynb #205d3c58
+def _encoded(vocabulary, values, name): # Ids of a column, which is named where it is of the wrong kind
+    try: return vocabulary.encode(values)
+    except ValueError as e: raise ValueError(f"column {name!r}: {e}") from None
+
+def _column(frame, name, context): # A column of the frame, or looked up among items or users; missing where the id is new
+    schema = context.schema
     if name in frame: return frame[name].reset_index(drop=True)
-    for table, key in ((items, schema.item), (users, schema.user)):
-        if name in table: return table[name].reindex(Vocabulary(words=table[key].tolist()).encode(frame[key]) - 1).reset_index(drop=True)
-    raise ValueError(f"column {name!r} is neither in the frame nor in users or items; add it, or take it out of the schema")
+    for table, key in ((context.items, schema.item), (context.users, schema.user)):
+        if name in table: return table[name].reindex(_encoded(Vocabulary(words=table[key].tolist()), frame[key], key) - 1).reset_index(drop=True)
+    remedy = "" if name in schema.item_columns else "pass users, or " if context.log is None else "pass log=EventLog(events, users), or "
+    raise ValueError(f"column {name!r} is neither in the frame nor in users or items; {remedy}add the column, or take it out of the schema")
+
+def _check_ids(frame, table, key, what, least=1): # Ids of which none is known are written in another way
+    ids = frame[key].dropna().unique()
+    if len(ids) >= least and not _encoded(Vocabulary(words=table[key].tolist()), ids, key).any():
+        known = repr(table[key].tolist()[0]) if len(table) else "nothing"
+        raise ValueError(f"{what}: none of the {len(ids):,} ids in column {key!r}, such as {ids[:1].tolist()[0]!r}, is known; a known one is {known}: are they written in another way?")
 
 def _times(frame, schema): # Whole seconds
     time = _as_float(frame[schema.time])
@@ -545,8 +611,14 @@ def _times(frame, schema): # Whole seconds
     return np.floor(time).astype(np.int64)
 
 # %% ../nbs/03_preprocess.ipynb #de15c3ad
+def _too_large(x, name, ok): # The message for a number that cannot be scaled
+    row = int(np.argmin(ok))
+    return f"column {name!r}, row {row}: {x[row]:g} is too large to be scaled; clean the log, or make it missing"
+
 def _fit_scale(x, name): # A standard score, after a logarithm where the tail is heavy
+    x = _numbers(x, f"column {name!r}")
     known = _fit_numbers(x, f"column {name!r}")
+    if abs(known).max() > 1e150: raise ValueError(_too_large(x, name, ~(abs(x) > 1e150)))
     log = bool(known.min() >= 0 and skewness(known) > 1)
     return log, StandardScore().fit(log_scale(known) if log else known)
 
@@ -554,7 +626,9 @@ def _scale(x, name, log, score): # (n,) float64; missing becomes 0, the mean
     x = _numbers(x, f"column {name!r}")
     if np.isinf(x).any(): raise ValueError(f"column {name!r}, row {np.isinf(x).argmax()}: an infinite value; clean the log, or make it missing")
     if log and (x < 0).any(): raise ValueError(f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training row was; clean the log, or make it missing")
-    return np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0.)
+    with np.errstate(over="ignore"): z = np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0., posinf=np.inf, neginf=-np.inf)
+    if not (ok := abs(z) < 3e38).all(): raise ValueError(_too_large(x, name, ok)) # beyond float32
+    return z
 
 # %% ../nbs/03_preprocess.ipynb #c9ba41cc
 def new_rows(
@@ -567,6 +641,15 @@ def new_rows(
     code = both.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
     old, new = code[:len(log)], code[len(log):]
     return pd.Series(new).groupby(new).cumcount().to_numpy() >= np.bincount(old, minlength=code.max(initial=0) + 1)[new]
+
+def _frame(columns, name, tensors): # A stored frame, its words plain
+    for c in columns:
+        if c["words"] is not None and not {type(w) for w in c["words"]} <= {str, int, float, bool}: raise ValueError(f"the words of column {c['name']!r} of {name} are no words")
+    return unpack_frame(columns, name, tensors)
+
+def _plain(ids): # As an index; words of a category column as words
+    ids = pd.Index(ids, dtype=object if not len(ids) else None)
+    return pd.Index(np.asarray(ids)) if isinstance(ids.dtype, pd.CategoricalDtype) else ids
 
 def _moments(user, time): # Each user and moment once, sorted; and which one belongs to each row
     order = np.lexsort((time, user))
@@ -598,7 +681,7 @@ class EventLog:
         order = order[np.searchsorted(code[order], 0):] # a row without a user is nobody's past
         columns = [c for c in events if c in (*schema.required, *schema.categorical, *schema.numeric)]
         self.events = events[columns].take(order).reset_index(drop=True)
-        self.user, self.time, self.ids = code[order], time[order], pd.Index(ids)
+        self.user, self.time, self.ids = code[order], time[order], _plain(ids)
         self.start = np.searchsorted(self.user, np.arange(len(ids) + 1))
         self.last = int(time.max()) if len(time) else None
         self.users = _table(users, schema.user, about_user, self.events, "users")
@@ -609,7 +692,7 @@ class EventLog:
     def __repr__(self): return f"EventLog({len(self):,} events of {len(self.ids):,} users)"
 
     def rows(self,
-        users, # (U,) ids; unknown ones have no rows
+        users: pd.Series, # (U,) ids; lists and arrays too; unknown ones have no rows
         before: int | None = None, # Moment in seconds; only rows strictly earlier; None takes all
     ) -> tuple[np.ndarray, np.ndarray]: # (n,) positions in events, in order of users and time; (n,) whose they are, 0 to U - 1
         """The events of some users."""
@@ -621,20 +704,19 @@ class EventLog:
         return np.arange(count.sum()) + (begin - (count.cumsum() - count))[whose], whose
 
     def code(self,
-        users, # (n,) ids
+        users: pd.Series, # (n,) ids; lists and arrays too
     ) -> np.ndarray: # (n,) int64: a user's place in ids, -1 for one without events
         """Who is who. Raises: `ValueError` for numbers where the log has text, or the other way round: all would seem new."""
-        users = pd.Index(users, dtype=object if not len(users) else None)
-        text = [pd.api.types.infer_dtype(x) == "string" for x in (users, self.ids)]
-        if len(users) and len(self.ids) and text[0] != text[1]:
-            kinds = ["text" if t else "numbers" for t in text]
-            raise ValueError(f"column {self.schema.user!r}: these ids are {kinds[0]}, those of the log are {kinds[1]}: convert them")
+        users = _plain(users)
+        theirs, mine = ("text" if pd.api.types.infer_dtype(x) == "string" else "numbers" for x in (users, self.ids))
+        if len(users) and len(self.ids) and theirs != mine:
+            raise ValueError(f"column {self.schema.user!r}: these ids are {theirs}, those of the log are {mine}: convert them")
         return self.ids.get_indexer(users)
 
     def kept(self,
-        key, # Names what is computed
-        make, # Without arguments: computes it
-    ): # What make gave, the first time
+        key: object, # Names what is computed
+        make: Callable, # Without arguments: computes it
+    ) -> object: # What make gave, the first time
         """What was computed from these events before is not computed again."""
         if key not in self._kept: self._kept[key] = make()
         return self._kept[key]
@@ -667,7 +749,7 @@ def load_log(
     """Read it back. Raises: `FileNotFoundError`, or `ValueError` naming the file that is damaged."""
     about, tensors = read_record(folder, "log", "save_log", LOG_FORMAT)
     with damage_named(Path(folder)/"log.json", "save_log"):
-        events, users = (unpack_frame(about["frames"][name], name, tensors) for name in ("events", "users"))
+        events, users = (_frame(about["frames"][name], name, tensors) for name in ("events", "users"))
         return EventLog(events, users, Schema(**about["schema"]))
 
 # %% ../nbs/03_preprocess.ipynb #636b3f8c
@@ -685,7 +767,7 @@ class Context:
         name: str, # A column of the schema
     ) -> pd.Series: # (n,) its values; missing where the id is new
         """A column of the frame, or looked up by the row's item or user. Raises: `ValueError` saying where it was looked for."""
-        return _column(frame, name, self.schema, self.users, self.items)
+        return _column(frame, name, self)
 
     def of(self,
         name: str, # A column of the schema
@@ -694,23 +776,188 @@ class Context:
         if name in (*self.schema.item_columns, self.schema.item): return "item"
         return "user" if name in self.users else "context"
 
+# %% ../nbs/03_preprocess.ipynb #d58f818c
 class Part:
-    """One kind of input, from log to batch: a subclass defines `transform`, and whatever of the rest it needs.
+    """One kind of input, from log to batch. A subclass defines `transform`, and of the rest what it needs.
 
-    A subclass is known by its name as soon as it is defined, so that a saved preprocessor can find it.
+    It is known by its name as soon as it is defined, so that a saved preprocessor can find it.
     """
-    features: tuple = () # Features that it brings, known after fit
+    features: tuple = () # What it brings, for the Spec; known after fit at the latest
+    tasks: tuple = () # What it asks for, likewise
+    reads_log = False # Whether transform looks at context.log
     kinds: dict = {} # Name: class, of every part defined
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         Part.kinds[cls.__name__] = cls
 
-    def fit(self, train, context): return self # learns from training rows alone
-    def transform(self, frame, context): raise NotImplementedError(f"{type(self).__name__} defines no transform") # (rows, tables): name -> tensor
-    def state(self): return {}, {} # plain data for JSON, and name -> tensor
+    def fit(self,
+        train: pd.DataFrame, # Training rows, sorted by time
+        context: Context, # Where columns are looked up
+    ) -> "Part": # Itself
+        """Learn, from training rows alone. A part that learns nothing leaves this out."""
+        return self
+
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # Where columns and the log are looked up
+    ) -> tuple[dict, dict]: # Rows and tables of the batch: name to tensor
+        """What the part brings. Numbers of a row go into dense, beside those of other parts; any other name is its own."""
+        raise NotImplementedError(f"{type(self).__name__} defines no transform")
+
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; name to tensor
+        """What was learned, to be kept."""
+        return {}, {}
+
     @classmethod
-    def from_state(cls, about, tensors): return cls() # the way back
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name to tensor
+    ) -> "Part": # Fitted
+        """The way back."""
+        return cls()
+
+# %% ../nbs/03_preprocess.ipynb #8aa3981f
+def _known(words, min_count): # A vocabulary that was stored: all strings, or all whole numbers of 64 bits, each once
+    kinds = {type(w) for w in words}
+    fit = kinds <= {str} or kinds == {int} and -2**63 <= min(words) and max(words) < 2**63
+    if not fit or len(set(words)) < len(words): raise ValueError("a vocabulary is not a list of different words")
+    return Vocabulary(min_count, words)
+
+def _check_classes(label, name): # Labels that differ: without a click, or without a miss, there is nothing to tell apart
+    y = _as_float(label)
+    if not np.isfinite(y).all(): raise ValueError(f"fit: column {name!r}, row {np.isfinite(y).argmin()}: no label from 0 to 1; clean the log first")
+    if len(y) and (y == y[0]).all(): raise ValueError(f"fit: every label is {y[0]:g}: a model cannot learn from one class; check the column {name!r}")
+
+def _label_tensor(frame, schema): # (n,) float32; (n, T) where there are several labels
+    label = torch.from_numpy(np.stack([_as_float(frame[name]) for name in schema.labels], 1).astype(np.float32))
+    return label if len(schema.labels) > 1 else label[:, 0].contiguous()
+
+# %% ../nbs/03_preprocess.ipynb #fcdf3a4b
+class Categories(Part):
+    """Columns of words and ids become `fields` (B, F) int64: ids offset into one table, 0 of each field for unknown."""
+    def __init__(self,
+        min_count: int = 1, # Words seen less often among the training rows count as unknown
+    ):
+        whole_number("min_count", min_count)
+        self.min_count, self.words = min_count, {}
+
+    def fit(self,
+        train: pd.DataFrame, # Training rows, sorted by time
+        context: Context, # Where columns are looked up
+    ) -> "Categories": # Itself
+        """Learn the words of the schema's categories and of the item id."""
+        columns = (*context.schema.categorical, context.schema.item)
+        self.words = {c: Vocabulary(self.min_count).fit(context.column(train, c)) for c in columns}
+        self.features = tuple(Feature(c, "category", len(v), context.of(c)) for c, v in self.words.items())
+        return self
+
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # Where columns are looked up
+    ) -> tuple[dict, dict]: # fields (B, F), and no tables
+        """Words to ids."""
+        fields, offset = np.empty((len(frame), len(self.words)), dtype=np.int64), 0
+        for k, (c, v) in enumerate(self.words.items()):
+            fields[:, k] = _encoded(v, context.column(frame, c), c) + offset
+            offset += len(v)
+        return {"fields": torch.from_numpy(fields)}, {}
+
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
+        """The words, in the order of their ids."""
+        return dict(min_count=self.min_count, words={f.name: [f.of, self.words[f.name].words] for f in self.features}), {}
+
+    @classmethod
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name to tensor
+    ) -> "Categories": # Fitted
+        """The way back."""
+        part = cls(about["min_count"])
+        part.words = {c: _known(words, part.min_count) for c, (_, words) in about["words"].items()}
+        part.features = tuple(Feature(c, "category", len(part.words[c]), of) for c, (of, _) in about["words"].items())
+        return part
+
+# %% ../nbs/03_preprocess.ipynb #7c3a9579
+class Numbers(Part):
+    """Columns of quantities become `dense` (B, D) float32: standard scores, after a logarithm where the tail is heavy; missing is 0."""
+    def __init__(self): self.scales = {}
+
+    def fit(self,
+        train: pd.DataFrame, # Training rows, sorted by time
+        context: Context, # Where columns are looked up
+    ) -> "Numbers": # Itself
+        """Learn the scales. Raises: `ValueError` naming a column and row that cannot be scaled."""
+        self.scales = {c: _fit_scale(context.column(train, c), c) for c in context.schema.numeric}
+        self.features = tuple(Feature(c, "number", 1, context.of(c)) for c in self.scales)
+        return self
+
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # Where columns are looked up
+    ) -> tuple[dict, dict]: # dense (B, D), and no tables
+        """Quantities to scores. Raises: `ValueError` naming a column and row that cannot be scaled."""
+        dense = [_scale(context.column(frame, c), c, *scale) for c, scale in self.scales.items()]
+        if not dense: return {"dense": torch.zeros(len(frame), 0)}, {}
+        return {"dense": torch.from_numpy(np.stack(dense, 1, dtype=np.float32, casting="same_kind"))}, {}
+
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
+        """The scales."""
+        return {f.name: [f.of, self.scales[f.name][0], *asdict(self.scales[f.name][1]).values()] for f in self.features}, {}
+
+    @classmethod
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name to tensor
+    ) -> "Numbers": # Fitted
+        """The way back."""
+        part = cls()
+        for c, (_, log, mean, std) in about.items():
+            if type(log) is not bool or not (math.isfinite(mean) and 0 <= std < math.inf): raise ValueError(f"the scale of {c!r} is not well formed")
+            part.scales[c] = log, StandardScore(float(mean), float(std))
+        part.features = tuple(Feature(c, "number", 1, of) for c, (of, *_) in about.items())
+        return part
+
+# %% ../nbs/03_preprocess.ipynb #b542f924
+class Labels(Part):
+    """The answers become `label` (B,) float32, or (B, T) where the schema names several; a frame without them gives none."""
+    def __init__(self,
+        weights: tuple = (), # Of each task's loss in the sum; () counts every task once
+    ):
+        self.weights, self.tasks = tuple(weights), ()
+
+    def fit(self,
+        train: pd.DataFrame, # Training rows, sorted by time
+        context: Context, # Where columns are looked up
+    ) -> "Labels": # Itself
+        """Check that there is something to tell apart. Raises: `ValueError` naming the label that is missing or always the same."""
+        for name in context.schema.labels: _check_classes(train[name], name)
+        names, weights = context.schema.labels, self.weights or (1.,)*len(context.schema.labels)
+        if len(weights) != len(names): raise ValueError(f"Labels: {len(weights)} weights for {len(names)} labels")
+        self.tasks = tuple(Task(name, "binary", float(w)) for name, w in zip(names, weights))
+        return self
+
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # Where columns are looked up
+    ) -> tuple[dict, dict]: # label (B,) or (B, T), or nothing; no tables
+        """The answers as they stand in the frame."""
+        if not set(context.schema.labels) <= set(frame): return {}, {}
+        return {"label": _label_tensor(frame, context.schema)}, {}
+
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
+        """The tasks."""
+        return dict(weights=self.weights, tasks=[asdict(task) for task in self.tasks]), {}
+
+    @classmethod
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name to tensor
+    ) -> "Labels": # Fitted
+        """The way back."""
+        part = cls(about["weights"])
+        part.tasks = tuple(Task(**task) for task in about["tasks"])
+        return part
 
 # %% ../nbs/03_preprocess.ipynb #9b001d30
 def history_features(
@@ -735,106 +982,6 @@ def _blocks(user, width): # (first, last) of runs of whole users; a run has abou
         yield start, end
         start = end
 
-# %% ../nbs/03_preprocess.ipynb #5ab65524
-def _check_classes(label, name): # Labels that differ: without a click, or without a miss, there is nothing to tell apart
-    y = _as_float(label)
-    if not np.isfinite(y).all(): raise ValueError(f"fit: column {name!r}, row {np.isfinite(y).argmin()}: no label from 0 to 1; clean the log first")
-    if len(y) and (y == y[0]).all(): raise ValueError(f"fit: every label is {y[0]:g}: a model cannot learn from one class; check the column {name!r}")
-
-# %% ../nbs/03_preprocess.ipynb #fcdf3a4b
-class Categories(Part):
-    """Columns of words and ids become `fields` (B, F) int64: ids offset into one table, 0 of each field for unknown."""
-    def __init__(self,
-        min_count: int = 1, # Words seen less often among the training rows count as unknown
-    ):
-        whole_number("min_count", min_count)
-        self.min_count, self.words = min_count, {}
-
-    def fit(self, train, context):
-        columns = (*context.schema.categorical, context.schema.item)
-        self.words = {c: Vocabulary(self.min_count).fit(context.column(train, c)) for c in columns}
-        self.features = tuple(Feature(c, "category", len(v), context.of(c)) for c, v in self.words.items())
-        return self
-
-    def transform(self, frame, context):
-        fields, offset = np.empty((len(frame), len(self.words)), dtype=np.int64), 0
-        for k, (c, v) in enumerate(self.words.items()):
-            fields[:, k] = v.encode(context.column(frame, c)) + offset
-            offset += len(v)
-        return {"fields": torch.from_numpy(fields)}, {}
-
-    def state(self):
-        return dict(min_count=self.min_count, words={f.name: [f.of, self.words[f.name].words] for f in self.features}), {}
-
-    @classmethod
-    def from_state(cls, about, tensors):
-        part = cls(about["min_count"])
-        part.words = {c: _known(words, part.min_count) for c, (_, words) in about["words"].items()}
-        part.features = tuple(Feature(c, "category", len(part.words[c]), of) for c, (of, _) in about["words"].items())
-        return part
-
-def _known(words, min_count): # A vocabulary that was stored: all strings, or all whole numbers of 64 bits, each once
-    kinds = {type(w) for w in words}
-    fit = kinds <= {str} or kinds == {int} and -2**63 <= min(words) and max(words) < 2**63
-    if not fit or len(set(words)) < len(words): raise ValueError("a vocabulary is not a list of different words")
-    return Vocabulary(min_count, words)
-
-# %% ../nbs/03_preprocess.ipynb #7c3a9579
-class Numbers(Part):
-    """Columns of quantities become `dense` (B, D) float32: standard scores, after a logarithm where the tail is heavy; missing is 0."""
-    def __init__(self): self.scales = {}
-
-    def fit(self, train, context):
-        self.scales = {c: _fit_scale(context.column(train, c), c) for c in context.schema.numeric}
-        self.features = tuple(Feature(c, "number", 1, context.of(c)) for c in self.scales)
-        return self
-
-    def transform(self, frame, context):
-        dense = [_scale(context.column(frame, c), c, *scale) for c, scale in self.scales.items()]
-        if not dense: return {"dense": torch.zeros(len(frame), 0)}, {}
-        return {"dense": torch.from_numpy(np.stack(dense, 1, dtype=np.float32, casting="same_kind"))}, {}
-
-    def state(self): return {f.name: [f.of, self.scales[f.name][0], *asdict(self.scales[f.name][1]).values()] for f in self.features}, {}
-
-    @classmethod
-    def from_state(cls, about, tensors):
-        part = cls()
-        for c, (_, log, mean, std) in about.items():
-            if type(log) is not bool or not (math.isfinite(mean) and 0 <= std < math.inf): raise ValueError(f"the scale of {c!r} is not well formed")
-            part.scales[c] = log, StandardScore(float(mean), float(std))
-        part.features = tuple(Feature(c, "number", 1, of) for c, (of, *_) in about.items())
-        return part
-
-class Labels(Part):
-    """The answers become `label` (B,) float32, or (B, T) where the schema names several; a frame without them gives none."""
-    def __init__(self,
-        weights: tuple = (), # Of each task's loss in the sum; () counts every task once
-    ):
-        self.weights, self.tasks = tuple(weights), ()
-
-    def fit(self, train, context):
-        for name in context.schema.labels: _check_classes(train[name], name)
-        names, weights = context.schema.labels, self.weights or (1.,)*len(context.schema.labels)
-        if len(weights) != len(names): raise ValueError(f"Labels: {len(weights)} weights for {len(names)} labels")
-        self.tasks = tuple(Task(name, "binary", float(w)) for name, w in zip(names, weights))
-        return self
-
-    def transform(self, frame, context):
-        if not set(context.schema.labels) <= set(frame): return {}, {}
-        return {"label": _label_tensor(frame, context.schema)}, {}
-
-    def state(self): return dict(weights=self.weights, tasks=[asdict(task) for task in self.tasks]), {}
-
-    @classmethod
-    def from_state(cls, about, tensors):
-        part = cls(about["weights"])
-        part.tasks = tuple(Task(**task) for task in about["tasks"])
-        return part
-
-def _label_tensor(frame, schema): # (n,) float32; (n, T) where there are several labels
-    label = torch.from_numpy(np.stack([_as_float(frame[name]) for name in schema.labels], 1).astype(np.float32))
-    return label if len(schema.labels) > 1 else label[:, 0].contiguous()
-
 # %% ../nbs/03_preprocess.ipynb #a1f8d3f1
 def _history_columns(schema): # Item columns that histories count
     return schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,)
@@ -842,12 +989,16 @@ def _history_columns(schema): # Item columns that histories count
 def _counted(context, words): # scenario (N,) -1 unknown, label (N,), values (N, C) -1 not counted, the last "all items", of each event of the log
     log, schema, start, columns = context.log.events, context.schema, 0, []
     for name, known in words.items():
-        id = known.encode(context.column(log, name))
+        id = _encoded(known, context.column(log, name), name)
         columns.append(np.where(id > 0, id - 1 + start, -1))
         start += len(known.words)
     label = _as_float(log[schema.labels[0]])
     if not np.isfinite(label).all(): raise ValueError(f"column {schema.labels[0]!r} has missing labels; clean the log first")
     return Vocabulary(words=context.scenarios).encode(log[schema.scenario]) - 1, label, np.stack([*columns, np.full(len(log), start)], 1)
+
+def _click_rates(train, context): # (S,) of the first label
+    schema = context.schema
+    return train.groupby(schema.scenario, observed=True)[schema.labels[0]].mean().loc[list(context.scenarios)].to_numpy(dtype=float)
 
 def _past(frame, context, counted): # The moments of a frame, and the events of its users in order of the users' first rows
     log, (scenario, label, values) = context.log, counted
@@ -857,6 +1008,24 @@ def _past(frame, context, counted): # The moments of a frame, and the events of 
     known = scenario[at] >= 0 # an event in an unknown scenario is nobody's history
     at, whose = at[known], whose[known]
     return row, user, moment, (whose, log.time[at], scenario[at], label[at], values[at])
+
+# %% ../nbs/03_preprocess.ipynb #9a158ced
+def _learned(part, known, rate, scenarios): # A fitted part of histories; also what the numbers of a history are called
+    if rate.shape != (len(scenarios),) or not ((rate >= 0) & (rate <= 1)).all(): raise ValueError("rate has no number from 0 to 1 for each scenario")
+    counted = [*(f"{c}={w}" for c, words in known.items() for w in words), "all items"]
+    names = (*(f"{what} {name}" for what in ("liked", "seen") for name in counted), *(f"in {s}" for s in scenarios))
+    part.words = {c: _known(words, part.min_count) for c, words in known.items()}
+    part.rate, part.scenarios, part.n_values = rate, tuple(scenarios), len(counted)
+    part.features = (Feature("history", "history", len(names), "user", names),)
+    return part
+
+def _tables(part, user, moment, events): # The histories of all moments, block by block
+    table = np.empty((len(user), len(part.scenarios), part.features[0].size), dtype=np.float32)
+    present = np.empty(table.shape[:2], dtype=bool)
+    for a, b in _blocks(user, len(part.scenarios)*part.n_values):
+        here = slice(*np.searchsorted(events[0], [user[a], user[b - 1] + 1]))
+        table[a:b], present[a:b] = part.at([x[here] for x in events], user[a:b], moment[a:b])
+    return table, present
 
 # %% ../nbs/03_preprocess.ipynb #ed1358a3
 class Histories(Part):
@@ -873,43 +1042,48 @@ class Histories(Part):
         for name, value in dict(words=words, min_count=min_count).items(): whole_number(name, value)
         self.n_words, self.min_count, self.words, self.rate = words, min_count, {}, None
 
-    def fit(self, train, context):
-        schema = context.schema
-        known = {c: Vocabulary(self.min_count).fit(context.column(train, c)).words for c in _history_columns(schema)}
-        rate = train.groupby(schema.scenario)[schema.labels[0]].mean().loc[list(context.scenarios)].to_numpy(dtype=float)
-        return self._learned({c: Vocabulary(self.min_count, words[:self.n_words]) for c, words in known.items()}, rate, context.scenarios)
+    def fit(self,
+        train: pd.DataFrame, # Training rows, sorted by time
+        context: Context, # Where columns are looked up
+    ) -> "Histories": # Itself
+        """Learn which values are common, and the click rate of each scenario."""
+        known = {c: Vocabulary(self.min_count).fit(context.column(train, c)).words for c in _history_columns(context.schema)}
+        return _learned(self, {c: words[:self.n_words] for c, words in known.items()}, _click_rates(train, context), context.scenarios)
 
-    def _learned(self, words, rate, scenarios): # Also what the numbers of a history are called
-        counted = [*(f"{c}={w}" for c, v in words.items() for w in v.words), "all items"]
-        names = (*(f"{what} {name}" for what in ("liked", "seen") for name in counted), *(f"in {s}" for s in scenarios))
-        self.words, self.rate, self.scenarios, self.n_values = words, rate, tuple(scenarios), len(counted)
-        self.features = (Feature("history", "history", len(names), "user", names),)
-        return self
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # Where columns and the log are looked up
+    ) -> tuple[dict, dict]: # history_row (B,); history_table (R, S, H) and present_table (R, S)
+        """Count, strictly before each row."""
+        row, *moments = _past(frame, context, self.events(context))
+        return {"history_row": torch.from_numpy(row)}, dict(zip(("history_table", "present_table"), map(torch.from_numpy, _tables(self, *moments))))
 
-    def transform(self, frame, context):
-        row, user, moment, events = _past(frame, context, self.events(context))
-        table = np.empty((len(user), len(self.scenarios), self.features[0].size), dtype=np.float32)
-        present = np.empty(table.shape[:2], dtype=bool)
-        for a, b in _blocks(user, len(self.scenarios)*self.n_values):
-            here = slice(*np.searchsorted(events[0], [user[a], user[b - 1] + 1]))
-            table[a:b], present[a:b] = self.at([x[here] for x in events], user[a:b], moment[a:b])
-        return {"history_row": torch.from_numpy(row)}, {"history_table": torch.from_numpy(table), "present_table": torch.from_numpy(present)}
-
-    def at(self, events, user, moment): # Histories of some users at some moments, sorted; events: user, time, scenario, label, values
+    def at(self,
+        events: tuple, # User, time, scenario, label and values of each event, as in history_sums
+        user: np.ndarray, # (G,) int64: the moments asked for, sorted by user, then time, each once
+        moment: np.ndarray, # (G,) int64: seconds
+    ) -> tuple[np.ndarray, np.ndarray]: # (G, S, H) float32 and (G, S) bool
+        """Histories of some users at some moments."""
         return history_features(*history_sums(*events, self.n_values, user, moment, len(self.scenarios)), self.rate)
 
-    def events(self, context): # Scenario, label and values of each event of the log; computed once for a log
+    def events(self,
+        context: Context, # With the log
+    ) -> tuple: # scenario (N,), -1 for unknown; label (N,); values (N, C), -1 where not counted: of each event of the log
+        """What is counted; computed once for a log."""
         return context.log.kept(self, lambda: _counted(context, self.words))
 
-    def state(self):
-        return dict(words=self.n_words, min_count=self.min_count, known={c: v.words for c, v in self.words.items()}, rate=self.rate.tolist(), scenarios=self.scenarios), {}
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
+        """Common values and click rates; nothing of any user."""
+        known = {c: v.words for c, v in self.words.items()}
+        return dict(words=self.n_words, min_count=self.min_count, known=known, rate=self.rate.tolist(), scenarios=self.scenarios), {}
 
     @classmethod
-    def from_state(cls, about, tensors):
-        rate = np.array(about["rate"], dtype=float)
-        if len(rate) != len(about["scenarios"]) or not ((rate >= 0) & (rate <= 1)).all(): raise ValueError("rate has no number from 0 to 1 for each scenario")
-        part = cls(about["words"], about["min_count"])
-        return part._learned({c: _known(words, part.min_count) for c, words in about["known"].items()}, rate, about["scenarios"])
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name to tensor
+    ) -> "Histories": # Fitted
+        """The way back."""
+        return _learned(cls(about["words"], about["min_count"]), about["known"], np.array(about["rate"], dtype=float), about["scenarios"])
 
 # %% ../nbs/03_preprocess.ipynb #910d8ff6
 def item_rows(
@@ -917,44 +1091,77 @@ def item_rows(
     values: pd.Series, # (n,) item ids
 ) -> torch.Tensor: # (n,) int64
     """An item's row in every table of items: its place among the preprocessor's items plus 1; 0 for an unknown one."""
-    return torch.from_numpy(Vocabulary(words=tuple(context.items[context.schema.item])).encode(values))
+    key = context.schema.item
+    return torch.from_numpy(_encoded(Vocabulary(words=tuple(context.items[key])), values, key))
 
+def _check_vectors(name, ids, matrix): # One finite vector per id
+    if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f"Vectors: name must be a word such as title, got {name!r}")
+    try: check_shape(matrix, "m width", m=len(ids))
+    except ValueError as e: raise ValueError(f"Vectors {name!r}: {e}; give one row per id") from None
+    if (bad := ~np.isfinite(matrix).all(1)).any(): raise ValueError(f"Vectors {name!r}: row {int(bad.argmax())} is not finite")
+    if (again := pd.Index(ids).duplicated()).any(): raise ValueError(f"Vectors {name!r}: id {ids[int(again.argmax())]!r} appears twice; keep one vector per item")
+
+# %% ../nbs/03_preprocess.ipynb #b4296ed5
 class Vectors(Part):
     """One vector per item, such as that of its title or picture, stored once: rows point into the table `name` (n + 1, width).
 
-    Brings `item_row` (B,) int64 and the table; its row 0, for unknown items and those without a vector, is zero.
+    Brings `item_row` (B,) int64 and the table; its row 0, for unknown items, is zero, and so is that of an item without a vector.
 
-    Raises: `ValueError` for a matrix that does not fit the ids, or holds nan or infinity.
+    Raises: `ValueError` for a matrix that does not fit the ids or holds nan or infinity, or an id that appears twice.
     """
     def __init__(self,
         name: str, # Of the feature and its table, such as title
-        ids, # (m,) item ids
-        matrix, # (m, width) numbers, one row per id
+        ids: pd.Series, # (m,) item ids; lists and arrays too
+        matrix: np.ndarray, # (m, width) numbers, one row per id
     ):
         self.name, self.ids, self.matrix = name, tuple(np.asarray(ids).tolist()), np.asarray(matrix, dtype=np.float32)
-        if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f"Vectors: name must be a word such as title, got {name!r}")
-        try: check_shape(self.matrix, "m width", m=len(self.ids))
-        except ValueError as e: raise ValueError(f"Vectors {name!r}: {e}; give one row per id") from None
-        if not np.isfinite(self.matrix).all(): raise ValueError(f"Vectors {name!r}: row {int((~np.isfinite(self.matrix)).any(1).argmax())} is not finite")
-        if len(set(self.ids)) < len(self.ids): raise ValueError(f"Vectors {name!r}: an id appears twice; keep one vector per item")
+        _check_vectors(name, self.ids, self.matrix)
 
-    def fit(self, train, context):
-        place = Vocabulary(words=self.ids).encode(context.items[context.schema.item])
+    def fit(self,
+        train: pd.DataFrame, # Training rows; nothing is learned from them
+        context: Context, # With the items
+    ) -> "Vectors": # Itself
+        """Put the vectors in the order of the items. Raises: `ValueError` if none of the ids is an item."""
+        key = context.schema.item
+        place = _encoded(Vocabulary(words=self.ids), context.items[key], key)
+        if not place.any(): raise ValueError(f"Vectors {self.name!r}: none of its ids is among the items, such as {context.items[key].tolist()[:1]}; are they of the same kind?")
         given = np.vstack([np.zeros((1, self.matrix.shape[1]), dtype=np.float32), self.matrix])
-        if not place.any(): raise ValueError(f"Vectors {self.name!r}: none of its ids is among the items; are they of the same kind?")
-        self.table = torch.from_numpy(np.vstack([given[:1], given[place]]))
-        self.features = (Feature(self.name, "vector", self.table.shape[1], "item"),)
+        return self._with(torch.from_numpy(given[np.append(0, place)]))
+
+    def _with(self, table): # Fitted
+        self.table, self.features = table, (Feature(self.name, "vector", table.shape[1], "item"),)
         return self
 
-    def transform(self, frame, context): return {"item_row": item_rows(context, frame[context.schema.item])}, {self.name: self.table}
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # With the items
+    ) -> tuple[dict, dict]: # item_row (B,); the table, the same one for every batch
+        """Point at the vectors. Raises: `ValueError` if they are not those of the items."""
+        if len(self.table) != len(context.items) + 1: raise ValueError(f"Vectors {self.name!r}: {len(self.table) - 1} vectors for {len(context.items)} items; fit again")
+        return {"item_row": item_rows(context, frame[context.schema.item])}, {self.name: self.table}
 
-    def state(self): return dict(name=self.name), {"table": self.table}
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; the table
+        """The vectors."""
+        return dict(name=self.name), {"table": self.table}
 
     @classmethod
-    def from_state(cls, about, tensors):
-        part = cls(about["name"], (), np.zeros((0, tensors["table"].shape[1])))
-        part.table, part.features = tensors["table"], (Feature(part.name, "vector", tensors["table"].shape[1], "item"),)
-        return part
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name to tensor
+    ) -> "Vectors": # Fitted
+        """The way back."""
+        return cls(about["name"], (), np.zeros((0, tensors["table"].shape[1])))._with(tensors["table"])
+
+# %% ../nbs/03_preprocess.ipynb #2c9a40c9
+def _first_not_before(log, at, time): # Position in the sorted log of the first event of a user (its code, -1 for unknown) at or after a moment
+    inside, moment = _keys(log.user, log.time, np.maximum(at, 0), time)
+    return np.where(at < 0, 0, np.searchsorted(inside, moment, side="left"))
+
+def _events(context): # The log as tensors, in its order
+    log, schema = context.log, context.schema
+    scenario = _encoded(Vocabulary(words=context.scenarios), log.events[schema.scenario], schema.scenario) - 1
+    return dict(event_item=item_rows(context, log.events[schema.item]), event_time=torch.from_numpy(log.time),
+        event_scenario=torch.from_numpy(np.where(scenario < 0, len(context.scenarios), scenario)), event_label=_label_tensor(log.events, schema))
 
 # %% ../nbs/03_preprocess.ipynb #eba1198c
 class Sequences(Part):
@@ -974,28 +1181,29 @@ class Sequences(Part):
         self.length, self.name = length, name
         self.features = (Feature(name, "sequence", length, "user"),)
 
-    def transform(self, frame, context):
+    def transform(self,
+        frame: pd.DataFrame, # Rows to make ready
+        context: Context, # Where columns and the log are looked up
+    ) -> tuple[dict, dict]: # Where each row's past begins and ends; the log as tables
+        """Find each row's piece of the log."""
         log, schema = context.log, context.schema
         time, at = _times(frame, schema), log.code(frame[schema.user])
-        begin, end = (np.where(at < 0, 0, log.start[at + k]) for k in (0, 1))
-        stop = _first_not_before(log, at, time)
-        rows = dict(seq_start=np.maximum(np.where(at < 0, 0, begin), stop - self.length), seq_stop=stop, seq_time=time)
-        return {"item_row": item_rows(context, frame[schema.item])} | {k: torch.from_numpy(x) for k, x in rows.items()}, log.kept("sequences", lambda: _events(context))
+        begin, stop = np.where(at < 0, 0, log.start[at]), _first_not_before(log, at, time)
+        rows = dict(seq_start=np.maximum(begin, stop - self.length), seq_stop=stop, seq_time=time)
+        rows = {"item_row": item_rows(context, frame[schema.item])} | {k: torch.from_numpy(x) for k, x in rows.items()}
+        return rows, log.kept(self, lambda: _events(context))
 
-    def state(self): return dict(length=self.length, name=self.name), {}
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
+        """How long a past may be."""
+        return dict(length=self.length, name=self.name), {}
 
     @classmethod
-    def from_state(cls, about, tensors): return cls(**about)
-
-def _first_not_before(log, at, time): # Position in the sorted log of the first event of a user (its code, -1 for unknown) at or after a moment
-    inside, moment = _keys(log.user, log.time, np.maximum(at, 0), time)
-    return np.where(at < 0, 0, np.searchsorted(inside, moment, side="left"))
-
-def _events(context): # The log as tensors, in its order
-    log, schema = context.log, context.schema
-    scenario = Vocabulary(words=context.scenarios).encode(log.events[schema.scenario]) - 1
-    return dict(event_item=item_rows(context, log.events[schema.item]), event_time=torch.from_numpy(log.time),
-        event_scenario=torch.from_numpy(np.where(scenario < 0, len(context.scenarios), scenario)), event_label=_label_tensor(log.events, schema))
+    def from_state(cls,
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # None
+    ) -> "Sequences": # Ready
+        """The way back."""
+        return cls(**about)
 
 # %% ../nbs/03_preprocess.ipynb #11b80528
 def _checked_parts(parts): # Copies, so that fitting one preprocessor leaves another alone
@@ -1010,36 +1218,46 @@ def _training(train, users, items, schema): # Sorted by time; and the context to
     if not train[schema.time].is_monotonic_increasing: train = train.sort_values(schema.time, kind="stable")
     about_user = [c for c in (*schema.categorical, *schema.numeric) if c not in schema.item_columns]
     users, items = _table(users, schema.user, about_user, train, "users"), _table(items, schema.item, schema.item_columns, train, "items")
+    for table, key, what in ((users, schema.user, "users"), (items, schema.item, "items")): _check_ids(train, table, key, f"fit, {what}")
     return train, Context(schema, tuple(sorted(Vocabulary().fit(train[schema.scenario]).words)), users, items)
 
 def _spec(prep, checksum): # What the parts bring, and whose batches these are
-    features, tasks = sum((p.features for p in prep.parts), ()), sum((getattr(p, "tasks", ()) for p in prep.parts), ()) or (Task(),)
-    return Spec(prep.scenarios, features, tasks, prep.query, checksum)
+    features, tasks = (sum((getattr(p, name) for p in prep.parts), ()) for name in ("features", "tasks"))
+    return Spec(prep.scenarios, features, tasks or (Task(),), prep.query, checksum)
+
+# %% ../nbs/03_preprocess.ipynb #1b1d1a57
+_FEW = 10 # New items that may come alone; more of them, and not one that is known, are a mistake
 
 def _transform(prep, frame, log):
     fitted(prep.spec, type(prep).__name__)
     schema = prep.schema
     _check_log(frame.reset_index(drop=True), [c for c in schema.required if c not in schema.labels], "transform")
+    _check_ids(frame, prep.items, schema.item, "transform", _FEW)
     log = _as_log(prep, frame, log)
     context = Context(schema, prep.scenarios, log.users, prep.items, log)
-    scenario = Vocabulary(words=prep.scenarios).encode(frame[schema.scenario]) - 1
+    scenario = _encoded(Vocabulary(words=prep.scenarios), frame[schema.scenario], schema.scenario) - 1
     if (scenario < 0).any():
         row = int((scenario < 0).argmax())
         raise ValueError(f"transform: row {row} has scenario {frame[schema.scenario].iloc[row]!r}; known are {', '.join(map(str, prep.scenarios))}: "
             "drop those rows, or fit on rows that hold it")
-    rows, tables = {"scenario": torch.from_numpy(scenario)}, {}
+    batch = {"scenario": torch.from_numpy(scenario)}, {}
     for part in prep.parts:
-        for mine, new in zip((rows, tables), part.transform(frame, context)):
-            for name, x in new.items():
-                if name in mine and not torch.equal(mine[name], x): raise ValueError(f"two parts bring {name!r}; give one of them another name")
-                mine[name] = x
-    return Batch(rows, tables)
+        for mine, new in zip(batch, part.transform(frame, context)): _add(mine, new)
+    return Batch(*batch)
 
+def _add(mine, new): # What one more part brings
+    for name, x in new.items():
+        if name == "dense" and name in mine: x = torch.cat([mine[name], x], 1)
+        elif name in mine and not torch.equal(mine[name], x): raise ValueError(f"two parts bring {name!r}; give one of them another name")
+        mine[name] = x
+
+# %% ../nbs/03_preprocess.ipynb #0cab81f7
 def _as_log(prep, frame, log): # An EventLog, whatever was given
-    if isinstance(log, EventLog): return log
+    if isinstance(log, EventLog) and log.schema.required == prep.schema.required: return log
+    if isinstance(log, EventLog):
+        raise ValueError(f"transform: the log was made for the columns {', '.join(log.schema.required)}, these rows have {', '.join(prep.schema.required)}: pass EventLog(events, users, prep.schema)")
     if log is not None: return EventLog(log, None, prep.schema)
-    needed = any(getattr(part, "reads_log", False) for part in prep.parts)
-    labelled = set(prep.schema.labels) <= set(frame)
+    needed, labelled = any(part.reads_log for part in prep.parts), set(prep.schema.labels) <= set(frame)
     if needed and not labelled: raise ValueError("transform: these rows have no label, so they are nobody's past, and no log was given: pass log= with what has happened")
     if needed and len(frame) and _times(frame, prep.schema).min() > prep.last:
         raise ValueError("transform: these rows are later than all training rows and no log was given, so their histories would begin empty: pass log= with all that happened before")
@@ -1051,7 +1269,7 @@ class Preprocessor:
 
     Raises: `ValueError` for something that is not a part, or two parts of one kind that would bring the same thing.
     """
-    query = () # Of the Spec
+    query = () # Of the Spec; a subclass may choose
 
     def __init__(self,
         schema: Schema = Schema(), # Which column is what
@@ -1064,7 +1282,7 @@ class Preprocessor:
 
     def part(self,
         kind: type, # Such as Histories
-    ) -> Part: # The part of that class
+    ) -> Part: # The first part of that class; after fit it is the fitted one
         """One of the parts. Raises: `ValueError` if there is none."""
         for part in self.parts:
             if isinstance(part, kind): return part
@@ -1077,9 +1295,12 @@ class Preprocessor:
     ) -> "Preprocessor": # Itself
         """Learn. Raises: `ValueError` naming the column that is missing, of the wrong kind, or not unique."""
         train, context = _training(train, users, items, self.schema)
-        for part in self.parts: part.fit(train, context)
-        self.scenarios, self.items, self.last = context.scenarios, context.items, int(_times(train.tail(1), self.schema)[0])
-        self.spec = _spec(self, record_checksum(*_record(self)))
+        new = copy.copy(self) # if a part refuses the rows, what was fitted before stays whole
+        new.parts = _checked_parts(self.parts)
+        for part in new.parts: part.fit(train, context)
+        new.scenarios, new.items, new.last = context.scenarios, context.items, int(_times(train.tail(1), self.schema)[0])
+        new.spec = _spec(new, record_checksum(*_record(new)))
+        vars(self).update(vars(new))
         return self
 
     def transform(self,
@@ -1119,9 +1340,9 @@ def _load(cls, folder): # From the two files
     about, tensors = read_record(folder, "preprocess", "Preprocessor.save", _FORMAT)
     with damage_named(folder/"preprocess.json", "Preprocessor.save"):
         prep = cls(**about["params"])
-        prep.schema, prep.scenarios, prep.last = Schema(**about["schema"]), tuple(about["scenarios"]), about["last"]
+        prep.schema, prep.scenarios, prep.last = Schema(**about["schema"]), _known(about["scenarios"], 1).words, whole_number("last", about["last"], -2**53)
         prep.parts = tuple(_part_from(k, part, tensors, folder) for k, part in enumerate(about["parts"]))
-        prep.items = _table(unpack_frame(about["items"], "items", tensors), prep.schema.item, (), None, "items")
+        prep.items = _table(_frame(about["items"], "items", tensors), prep.schema.item, (), None, "items")
         prep.spec = _spec(prep, about["checksum"])
     return prep
 
