@@ -87,18 +87,19 @@ def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
     np.testing.assert_allclose(batch.dense[:, 0], (price - price.mean())/price.std(ddof=0), rtol=1e-4, atol=1e-5)
     assert batch.label.tolist() == train.clicked.tolist()
     for k, c in enumerate(prep.spec.fields):
-        assert prep.vocabularies[c].decode(batch.fields[::997, k].numpy() - prep.spec.offsets[k]) == train[c].iloc[::997].tolist()
+        assert prep.part(preprocess.Categories).words[c].decode(batch.fields[::997, k].numpy() - prep.spec.offsets[k]) == train[c].iloc[::997].tolist()
 
 
 def test_blocks_of_any_size_make_the_same_histories(monkeypatch):
     mall = data.toy_mall(n_users=50, n_items=20, n_events=1500, seed=5)
     train, test = preprocess.time_split(mall.events, fractions=(.6, .4))
     prep = preprocess.Preprocessor().fit(train, mall.users, mall.items)
-    whole = prep.transform(test)
+    log = preprocess.EventLog(mall.events, mall.users)
+    whole = prep.transform(test, log)
     for block in (1, 500, 3000, 10**5):
         monkeypatch.setattr(preprocess, "_BLOCK", block)
         monkeypatch.setattr(data, "_BLOCK", block)
-        cut = prep.transform(test)
+        cut = prep.transform(test, log)
         assert cut.history_table.equal(whole.history_table) and cut.present_table.equal(whole.present_table) and cut.history_row.equal(whole.history_row)
 
 
