@@ -1,4 +1,4 @@
-"A saved preprocessor that was damaged or edited: one clear error that names the file, or a preprocessor that works."
+"A saved preprocessor or log that was damaged or edited: one clear error that names the file, or one that works."
 import copy
 import hashlib
 import json
@@ -7,55 +7,80 @@ import resource
 import shutil
 import struct
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from multiscene_rec import preprocess
+from multiscene_rec import preprocess, storage
 from multiscene_rec.data import Schema, toy_mall
 
+wrong = pytest.mark.wrong
 MALL = toy_mall(n_users=40, n_items=15, n_events=400, seed=3)
 TRAIN, TEST = preprocess.time_split(MALL.events, fractions=(.7, .3))
 SCHEMA = Schema(categorical=("age_band", "category"), numeric=("price",), item_columns=("category", "price"))
-PREP = preprocess.Preprocessor(SCHEMA).fit(TRAIN, MALL.users, MALL.items)
-PARTS = ("fields", "dense", "scenario", "label", "history_table", "present_table", "history_row")
-JSON, TENSORS = "preprocess.json", "preprocess.safetensors"
+PARTS = (preprocess.Categories(), preprocess.Numbers(), preprocess.Labels(), preprocess.Histories(words=3),
+         preprocess.Vectors("title", MALL.items.item_id, MALL.item_vectors), preprocess.Sequences(4))
+PREP = preprocess.Preprocessor(SCHEMA, PARTS).fit(TRAIN, MALL.users, MALL.items)
+LOG = preprocess.EventLog(TRAIN, MALL.users, SCHEMA)
+# name of the record: how to keep another one, how to read it, who writes it, its format, an old format
+OTHER = (*PARTS[:4], preprocess.Vectors("title", MALL.items.item_id, -MALL.item_vectors), PARTS[5])
+KEPT = {"preprocess": (lambda folder: preprocess.Preprocessor(SCHEMA, OTHER).fit(TEST, MALL.users, MALL.items).save(folder), preprocess.Preprocessor.load, "Preprocessor.save", 3, 2),
+        "log": (lambda folder: preprocess.save_log(preprocess.EventLog(TEST, MALL.users, SCHEMA), folder), preprocess.load_log, "save_log", 1, 0)}
+NAMES = list(KEPT)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     PREP.save(folder)
+    preprocess.save_log(LOG, folder)
     return folder
 
 
+class Quiet(dict):
+    "Files that a report of a failure does not print."
+    def __repr__(self): return f"<{len(self)} entries>"
+    def __or__(self, other): return Quiet({**self, **other})
+
+
 @pytest.fixture(scope="module")
-def files(saved): return {name: (saved/name).read_bytes() for name in (JSON, TENSORS)}
+def files(saved): return Quiet({p.name: p.read_bytes() for p in saved.iterdir()})
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory): return tmp_path_factory.mktemp("place")
 
 
-def load(place, files):
-    "Load from these bytes."
-    for name, content in files.items(): (place/name).write_bytes(content)
-    return preprocess.Preprocessor.load(place)
+def load(place, name, files):
+    "Load a record from these bytes."
+    for file in ("json", "safetensors"): (place/f"{name}.{file}").write_bytes(files[f"{name}.{file}"])
+    return KEPT[name][1](place)
 
 
-def load_or_refuse(place, files):
+def load_or_refuse(place, name, files):
     "What load gives, or None where it says in one line which file is wrong."
-    try: return load(place, files)
+    try: return load(place, name, files)
     except ValueError as e:
-        assert str(place) in str(e) and "\n" not in str(e) and len(str(e)) < 700, e
-        return None
+        assert f"{place/name}." in str(e) and "\n" not in str(e) and len(str(e)) < 900, e
+    except ImportError as e: assert name == "preprocess" and str(place) in str(e) and "import that module first" in str(e)
+    return None
 
 
-def same(prep):
-    one, two = PREP.transform(TEST), prep.transform(TEST)
-    return prep.spec == PREP.spec and all(torch.equal(getattr(one, p), getattr(two, p)) for p in PARTS)
+def batch(x): return x.transform(TEST, LOG) if isinstance(x, preprocess.Preprocessor) else PREP.transform(TEST, x)
+
+
+def same(x, name):
+    "Whether what was loaded does what was saved."
+    one, two = batch(x), batch({"preprocess": PREP, "log": LOG}[name])
+    return (name == "log" or x.spec == PREP.spec) and all(torch.equal(getattr(one, p), getattr(two, p)) for p in (*two.rows, *two.tables))
+
+
+def works(x):
+    "It transforms, or says in a ValueError what it lacks."
+    try: made = batch(x)
+    except ValueError: return
+    assert len(made) == len(TEST)
 
 
 def sealed(known):
@@ -66,12 +91,18 @@ def sealed(known):
     return json.dumps(rest | dict(checksum=own)).encode()
 
 
-def test_checksums_are_what_they_say(place, files):
-    known = json.loads(files[JSON])
-    assert known["format"] == 2 and known["sha256"] == hashlib.sha256(files[TENSORS]).hexdigest()
+def with_tensors(files, name, content):
+    "Other numbers, and both checksums computed anew."
+    return {f"{name}.safetensors": content, f"{name}.json": sealed(json.loads(files[f"{name}.json"]) | dict(sha256=hashlib.sha256(content).hexdigest()))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checksums_are_what_they_say(place, files, name):
+    known = json.loads(files[f"{name}.json"])
+    assert known["format"] == KEPT[name][3] and known["sha256"] == hashlib.sha256(files[f"{name}.safetensors"]).hexdigest()
     assert json.loads(sealed(known))["checksum"] == known["checksum"]
-    assert same(load(place, files)) and same(load(place, files | {JSON: sealed(known)}))
-    assert same(load(place, files | {JSON: json.dumps(known, indent=3).encode()}))  # blanks say nothing
+    for text in (files[f"{name}.json"], sealed(known), json.dumps(known, indent=3).encode()):  # blanks say nothing
+        assert same(load(place, name, files | {f"{name}.json": text}), name)
 
 
 # ---- bytes
@@ -88,48 +119,35 @@ def damage(draw, size):
 
 
 @settings(max_examples=300)
-@given(which=st.sampled_from([JSON, TENSORS]), data=st.data())
-def test_any_damage_is_noticed(place, files, which, data):
-    spoil = data.draw(damage(len(files[which])))
-    prep = load_or_refuse(place, files | {which: spoil(files[which])})
-    assert prep is None or same(prep)
+@given(st.sampled_from(NAMES), st.sampled_from(["json", "safetensors"]), st.data())
+def test_any_damage_is_noticed(place, files, name, which, data):
+    which = f"{name}.{which}"
+    found = load_or_refuse(place, name, files | {which: data.draw(damage(len(files[which])))(files[which])})
+    assert found is None or same(found, name)
 
 
-@given(data=st.data())
-@settings(max_examples=150)
-def test_damaged_tensors_with_a_right_checksum(place, files, data):
+@settings(max_examples=200)
+@given(st.sampled_from(NAMES), st.data())
+def test_damaged_tensors_with_right_checksums(place, files, name, data):
     "Somebody edited the tensors and computed both checksums anew."
-    content = data.draw(damage(len(files[TENSORS])))(files[TENSORS])
-    known = json.loads(files[JSON]) | dict(sha256=hashlib.sha256(content).hexdigest())
-    prep = load_or_refuse(place, {JSON: sealed(known), TENSORS: content})
-    if prep is not None: works(prep)
+    content = files[f"{name}.safetensors"]
+    found = load_or_refuse(place, name, with_tensors(files, name, data.draw(damage(len(content)))(content)))
+    if found is not None: works(found)
 
 
-@pytest.mark.parametrize("header", [2**63 - 1, 2**64 - 1, 2**40, 10**8, 0])
-def test_a_header_that_promises_too_much(place, files, header):
-    content = struct.pack("<Q", header) + files[TENSORS][8:]
-    known = json.loads(files[JSON]) | dict(sha256=hashlib.sha256(content).hexdigest())
-    assert load_or_refuse(place, {JSON: sealed(known), TENSORS: content}) is None
-
-
-def test_tensors_larger_than_their_file(place, files):
-    size = struct.unpack("<Q", files[TENSORS][:8])[0]
-    about = json.loads(files[TENSORS][8:8 + size])
-    for shape, offsets in (([10**15], [0, 8*10**15]), ([2**62], about["log.0"]["data_offsets"]), ([-1], about["log.0"]["data_offsets"])):
-        header = json.dumps(about | {"log.0": dict(dtype="I64", shape=shape, data_offsets=offsets)}).encode()
-        content = struct.pack("<Q", len(header)) + header + files[TENSORS][8 + size:]
-        known = json.loads(files[JSON]) | dict(sha256=hashlib.sha256(content).hexdigest())
-        assert load_or_refuse(place, {JSON: sealed(known), TENSORS: content}) is None
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_that_promise_too_much(place, files, name):
+    whole = files[f"{name}.safetensors"]
+    for header in (2**63 - 1, 2**64 - 1, 2**40, 10**8, 0): assert load_or_refuse(place, name, with_tensors(files, name, struct.pack("<Q", header) + whole[8:])) is None
+    size = struct.unpack("<Q", whole[:8])[0]
+    about = json.loads(whole[8:8 + size])
+    first = next(k for k in about if k != "__metadata__")
+    for shape, offsets in (([10**15], [0, 8*10**15]), ([2**62], about[first]["data_offsets"]), ([-1], about[first]["data_offsets"])):
+        header = json.dumps(about | {first: about[first] | dict(shape=shape, data_offsets=offsets)}).encode()
+        assert load_or_refuse(place, name, with_tensors(files, name, struct.pack("<Q", len(header)) + header + whole[8 + size:])) is None
 
 
 # ---- structure
-
-def works(prep):
-    "It transforms, or says in a ValueError what it lacks."
-    try: batch = prep.transform(TEST)
-    except ValueError: return
-    assert len(batch) == len(TEST)
-
 
 def spots(x, path=()):
     "Every place in a JSON value, as a path."
@@ -138,20 +156,20 @@ def spots(x, path=()):
 
 
 @pytest.fixture(scope="module")
-def places(files): return [p for p in spots(json.loads(files[JSON])) if p]
+def places(files): return Quiet({name: [p for p in spots(json.loads(files[f"{name}.json"])) if p] for name in NAMES})
 
 
 DEEP = json.loads("["*400 + "]"*400)
-VALUES = [None, True, False, 0, 1, -1, 2, 10**6, 10**18, 2**63, 10**30, 10**400, -10**400, .5, 1e308, -1e-320, "", "x", "user_id", "price", [], {}, [1], ["x"], [None],
+VALUES = [None, True, False, 0, 1, -1, 2, 10**6, 10**18, 2**63, 10**30, 10**400, -10**400, .5, 1e308, -1e-320, "", "x", "user_id", "price", "Histories", "Vectors", [], {}, [1], ["x"], [None],
           [1, "x"], ["x", "x"], [[]], [10**400], {"x": 1}, {"log": 1}, [1.5], [True], DEEP, "\ud800", "ü", "x"*10_000, list(range(1000))]
 
 
 @settings(max_examples=600)
-@given(data=st.data())
-def test_edited_json_with_a_right_checksum(place, files, places, data):
-    known = json.loads(files[JSON])
+@given(st.sampled_from(NAMES), st.data())
+def test_edited_json_with_a_right_checksum(place, files, places, name, data):
+    known = json.loads(files[f"{name}.json"])
     for _ in range(data.draw(st.integers(1, 2))):
-        path = data.draw(st.sampled_from(places))
+        path = data.draw(st.sampled_from(places[name]))
         try:
             spot = known
             for key in path[:-1]: spot = spot[key]
@@ -163,119 +181,131 @@ def test_edited_json_with_a_right_checksum(place, files, places, data):
             if kind == "reverse": spot[path[-1]] = spot[path[-1]][::-1]
             if kind == "repeat": spot[path[-1]] = spot[path[-1]]*2
         except (TypeError, KeyError, IndexError, AttributeError, OverflowError): continue  # no such edit at this place
-    prep = load_or_refuse(place, files | {JSON: sealed(known)})
-    if prep is not None: works(prep)
+    found = load_or_refuse(place, name, files | {f"{name}.json": sealed(known)})
+    if found is not None: works(found)
 
 
-def edit(files, *path, to=KeyError):
-    known = json.loads(files[JSON])
+def edit(files, name, *path, to=KeyError):
+    known = json.loads(files[f"{name}.json"])
     spot = known
     for key in path[:-1]: spot = spot[key]
     if to is KeyError: del spot[path[-1]]
     else: spot[path[-1]] = to
-    return files | {JSON: sealed(known)}
+    return files | {f"{name}.json": sealed(known)}
 
 
-@pytest.mark.wrong("… is damaged, or is not what Preprocessor.save wrote (…): copy it again, or fit and save again", area="files",
-                   cause="The file was edited by hand, or is another file by the same name.", remedy="Copy the folder again, or fit and save again.")
-@pytest.mark.parametrize("path, to, says", [
-    (("rate",), KeyError, "expected"), (("rate",), [.1], "rate has no number from 0 to 1 for each scenario"), (("rate", 0), 10**400, "rate has no number"), (("rate", 0), 2, "rate has no"),
-    (("scenarios",), [], "scenarios are not"), (("scenarios", 0), "cart2", "scenarios are not those of the log"), (("scenarios", 1), "cart", "scenarios are not different"),
-    (("min_count",), 0, "min_count is no whole number"), (("min_count",), True, "min_count"), (("history_words",), 1e9, "history_words"), (("schema",), [], "schema is a list"),
-    (("schema", "user"), 5, "column names are non-empty strings"), (("schema", "numeric"), 5, "Schema.numeric"), (("schema", "label"), "user_id", "used twice"), (("schema", "extra"), 1, "schema names"),
-    (("vocabularies", "category"), KeyError, "vocabularies names"), (("vocabularies", "category"), ["a", 1], "the vocabulary of 'category'"), (("vocabularies", "item_id"), [2**63], "the vocabulary of"),
-    (("scales", "price", "std"), -1, "the scale of 'price' is not well formed"), (("scales", "price", "mean"), "1", "not well formed"), (("scales", "price", "log"), 1, "not well formed"),
-    (("scales", "price", "std"), 10**400, "not well formed"), (("frames", "log"), [], "the tensors are not those"), (("frames", "log", 0), KeyError, "the tensors are not those"),
-    (("frames", "log", 2, "words"), ["cart"], "stand for nothing"), (("frames", "log", 2, "words"), None, "scenarios are not those of the log"), (("frames", "log", 0, "name"), "item_id", "a column twice"),
-    (("frames", "log", 0, "name"), "other", "there is no column 'user_id'"), (("frames", "items", 0, "name"), "other", "no column 'item_id'"), (("frames", "users", 0, "words"), ["a"], "stand for nothing")])
-def test_what_was_edited_is_said(place, files, path, to, says):
-    with pytest.raises(ValueError) as e: load(place, edit(files, *path, to=to))
-    assert says in str(e.value) and f"{place/JSON} is damaged, or is not what Preprocessor.save wrote (" in str(e.value)
+@wrong("… is damaged, or is not what … wrote (…): copy it again, or make it anew", area="files", cause="The file was edited by hand, or is another file by the same name.",
+       remedy="Copy the folder again, or fit and save again.")
+@pytest.mark.parametrize("name, path, to, says", [
+    ("preprocess", ("schema",), [], "must be a mapping"), ("preprocess", ("schema", "user"), 5, "column names are non-empty strings"), ("preprocess", ("schema", "numeric"), 5, "Schema.numeric"),
+    ("preprocess", ("schema", "label"), "user_id", "used twice"), ("preprocess", ("schema", "extra"), 1, "unexpected keyword argument 'extra'"), ("preprocess", ("scenarios",), [], "name at least one scenario"), ("preprocess", ("scenarios", 0), ["cart"], "not a list of different words"),
+    ("preprocess", ("scenarios", 1), "cart", "not a list of different words"), ("preprocess", ("last",), "soon", "last must be a whole number"), ("preprocess", ("scenarios",), KeyError, "KeyError: 'scenarios'"), ("preprocess", ("params",), {"x": 1}, "unexpected keyword argument 'x'"),
+    ("preprocess", ("parts",), 5, "not iterable"), ("preprocess", ("parts", 0, "about"), KeyError, "KeyError: 'about'"), ("preprocess", ("items",), [], "no column 'item_id'"),
+    ("preprocess", ("items", 0, "name"), "other", "no column 'item_id'"), ("preprocess", ("items", 1, "words"), ["a"], "names words that are not there"), ("preprocess", ("items", 1, "words"), [["a"]], "the words of column 'title' of items are no words"),
+    ("preprocess", ("parts", 0, "about", "min_count"), 0, "min_count must be a whole number of 1 or more, got 0"), ("preprocess", ("parts", 0, "about", "min_count"), True, "min_count"),
+    ("preprocess", ("parts", 0, "about", "words", "category", 1), ["a", 1], "not a list of different words"), ("preprocess", ("parts", 0, "about", "words", "item_id", 1), [2**63], "not a list of different words"),
+    ("preprocess", ("parts", 0, "about", "words", "category", 0), "shop", "of 'shop' is unknown"), ("preprocess", ("parts", 1, "about", "price", 3), -1, "the scale of 'price' is not well formed"),
+    ("preprocess", ("parts", 1, "about", "price", 1), 1, "not well formed"), ("preprocess", ("parts", 1, "about", "price", 2), "1", "must be real number"), ("preprocess", ("parts", 1, "about", "price", 3), 10**400, "damaged"),
+    ("preprocess", ("parts", 2, "about", "tasks", 0, "weight"), -1, "weight must be 0 or more"), ("preprocess", ("parts", 3, "about", "rate"), [.1], "rate has no number from 0 to 1 for each scenario"),
+    ("preprocess", ("parts", 3, "about", "rate", 0), 2, "rate has no number"), ("preprocess", ("parts", 3, "about", "rate", 0), 10**400, "OverflowError"), ("preprocess", ("parts", 3, "about", "words"), 1e9, "words must be a whole number"),
+    ("preprocess", ("parts", 4, "about", "name"), "a b", "name must be a word"), ("preprocess", ("parts", 4, "part"), "Numbers", "values to unpack"), ("preprocess", ("parts", 5, "about", "length"), 0, "length must be"),
+    ("log", ("schema", "time"), "other", "no column 'other'"), ("log", ("frames", "events"), [], "no column 'user_id'"), ("log", ("frames", "events", 0, "name"), "other", "no column 'user_id'"), ("log", ("frames",), {}, "KeyError: 'events'"),
+    ("log", ("frames", "users", 0, "name"), "other", "no column 'user_id'"), ("log", ("frames", "events", 2, "words"), ["cart"], "names words that are not there")])
+def test_what_was_edited_is_said(place, files, name, path, to, says):
+    with pytest.raises(ValueError) as e: load(place, name, edit(files, name, *path, to=to))
+    assert says in str(e.value) and f"{place/name}.json is damaged, or is not what {KEPT[name][2]} wrote (" in str(e.value) and str(e.value).endswith("): copy it again, or make it anew")
 
 
-@pytest.mark.wrong("… is damaged or was edited (its own checksum differs): copy it again, or fit and save again", area="files",
-                   cause="Some bytes of preprocess.json have changed since it was written.", remedy="Copy the folder again, or fit and save again.")
-@pytest.mark.wrong("… is damaged, or is not the partner of the … beside it (its checksum differs): copy both again, or fit and save again", area="files",
-                   cause="Some bytes have changed, or one file is newer than the other.", remedy="Copy both files again, or fit and save again.")
-@pytest.mark.wrong("… has format …, this version reads …: fit and save again", area="files", cause="Another version of the package wrote the folder.",
-                   remedy="Fit and save again, or use the version that wrote it.")
-def test_damage_and_other_formats(place, files, tmp_path):
-    with pytest.raises(ValueError) as e: load(place, files | {JSON: files[JSON].replace(b'"min_count": 1', b'"min_count": 2')})
-    assert str(e.value) == f"{place/JSON} is damaged or was edited (its own checksum differs): copy it again, or fit and save again"
-    preprocess.Preprocessor(SCHEMA).fit(TEST, MALL.users, MALL.items).save(tmp_path)
-    with pytest.raises(ValueError) as e: load(place, files | {TENSORS: (tmp_path/TENSORS).read_bytes()})
-    assert f"{place/TENSORS} is damaged, or is not the partner of the preprocess.json beside it (its checksum differs): copy both again" in str(e.value)
-    for format, shown in ((1, 1), (99, 99), (10**30, "unknown"), (None, "unknown"), (2.0, "unknown"), (True, "unknown"), (DEEP, "unknown")):
-        with pytest.raises(ValueError) as e: load(place, edit(files, "format", to=format))
-        assert str(e.value) == f"{place} has format {shown}, this version reads 2: fit and save again"
+@wrong("… is damaged or was edited: its own checksum differs; copy it again, or save again with …", area="files", cause="Some bytes of a JSON file have changed since it was written.",
+       remedy="Copy the folder again, or fit and save again.")
+@wrong("… is damaged, or is not the partner of the … beside it: its checksum differs; copy both again, or save again with …", area="files",
+       cause="Some bytes have changed, or one file is newer than the other.", remedy="Copy both files again, or fit and save again.")
+@wrong("… has format …, this version reads …: save again with …", area="files", cause="Another version of the package wrote the folder.", remedy="Fit and save again, or use the version that wrote it.")
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_and_other_formats(place, files, name, tmp_path):
+    keep, _, writer, format, old = KEPT[name]
+    with pytest.raises(ValueError) as e: load(place, name, files | {f"{name}.json": files[f"{name}.json"].replace(b'"price"', b'"prize"')})
+    assert str(e.value) == f"{place/name}.json is damaged or was edited: its own checksum differs; copy it again, or save again with {writer}"
+    keep(tmp_path)
+    with pytest.raises(ValueError) as e: load(place, name, files | {f"{name}.safetensors": (tmp_path/f"{name}.safetensors").read_bytes()})
+    assert str(e.value) == (f"{place/name}.safetensors is damaged, or is not the partner of the {name}.json beside it: its checksum differs; "
+                            f"copy both again, or save again with {writer}")
+    for found, shown in ((old, old), (1 - format, 1 - format), (99, 99), (10**30, "unknown"), (None, "unknown"), (2.0, "unknown"), (True, "unknown"), (DEEP, "unknown")):
+        with pytest.raises(ValueError) as e: load(place, name, edit(files, name, "format", to=found))
+        assert str(e.value) == f"{place/name}.json has format {shown}, this version reads {format}: save again with {writer}"
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"null", b"\xff", b"["*100_000, b'{"a":'*50_000, b'{"format": ' + b"9"*10_000 + b"}", b'{"format": NaN}', b'{"format": 2}'])
-def test_json_that_is_none(place, files, text): assert load_or_refuse(place, files | {JSON: text}) is None
+def test_a_folder_of_the_version_before_is_refused_by_name(tmp_path):
+    "Format 2 kept the training log, in frames of the preprocessor."
+    known = dict(format=2, schema={}, min_count=1, history_words=50, scenarios=["home"], vocabularies={}, scales={}, rate=[.1], frames={"log": []}, sha256="0"*64)
+    (tmp_path/"preprocess.json").write_bytes(sealed(known))
+    (tmp_path/"preprocess.safetensors").write_bytes(b"anything")
+    with pytest.raises(ValueError) as e: preprocess.Preprocessor.load(tmp_path)
+    assert str(e.value) == f"{tmp_path/'preprocess.json'} has format 2, this version reads 3: save again with Preprocessor.save"
 
 
-@pytest.mark.wrong("… is a pickle or a zip file, which can run code when opened, so it is not read: save again with …", area="files",
-                   cause="The file was made by torch.save or pickle.", remedy="Never open such a file from others; save again with Preprocessor.save.")
-def test_pickles_are_refused_unopened(place, files, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"null", b"\xff", b"["*100_000, b'{"a":'*50_000, b'{"format": ' + b"9"*10_000 + b"}", b'{"format": NaN}', b'{"format": 3}', b'{"format": 1}'])
+def test_json_that_is_none(place, files, name, text): assert load_or_refuse(place, name, files | {f"{name}.json": text}) is None
+
+
+@wrong("… is a pickle or a zip file, which can run code when opened, so it is not read: save again with …", area="files", cause="The file was made by torch.save or pickle.",
+       remedy="Never open such a file from others; save again with the function that is named.")
+@pytest.mark.parametrize("name", NAMES)
+def test_pickles_are_refused_unopened(place, files, name, tmp_path):
     class Bomb:
         def __reduce__(self): return (open, (str(tmp_path/"ran"), "w"))
     torch.save(dict(x=torch.zeros(2)), tmp_path/"zip")
-    for name in (JSON, TENSORS):
+    for file in (f"{name}.json", f"{name}.safetensors"):
         for content in (pickle.dumps(Bomb()), pickle.dumps(Bomb(), 2), (tmp_path/"zip").read_bytes()):
-            with pytest.raises(ValueError) as e: load(place, files | {name: content})
-            assert f"{place/name} is a pickle or a zip file, which can run code when opened, so it is not read: save again with " in str(e.value)
+            with pytest.raises(ValueError) as e: load(place, name, files | {file: content})
+            assert str(e.value) == f"{place/file} is a pickle or a zip file, which can run code when opened, so it is not read: save again with {KEPT[name][2]}"
     assert not (tmp_path/"ran").exists()
 
 
-def test_a_file_that_is_missing(saved, tmp_path):
-    for name in (JSON, TENSORS):
-        shutil.copytree(saved, tmp_path/name)
-        (tmp_path/name/name).unlink()
-        with pytest.raises(FileNotFoundError) as e: preprocess.Preprocessor.load(tmp_path/name)
-        assert f"{tmp_path/name/name} is not there: give the folder that " in str(e.value)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_missing(saved, name, tmp_path):
+    for file in (f"{name}.json", f"{name}.safetensors"):
+        shutil.copytree(saved, tmp_path/file)
+        (tmp_path/file/file).unlink()
+        with pytest.raises(FileNotFoundError) as e: KEPT[name][1](tmp_path/file)
+        assert str(e.value) == f"{tmp_path/file/file} is not there: give the folder that {KEPT[name][2]} wrote"
 
 
 # ---- what is saved
 
 def test_damage_needs_no_memory(place, files):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for path in (("min_count",), ("history_words",), ("scales", "price", "mean"), ("rate", 0)): load_or_refuse(place, edit(files, *path, to=10**18))
+    for path in ((0, "about", "min_count"), (3, "about", "words"), (1, "about", "price", 2), (3, "about", "rate", 0), (5, "about", "length")):
+        load_or_refuse(place, "preprocess", edit(files, "preprocess", "parts", *path, to=10**18))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
-def test_a_folder_is_overwritten_as_a_whole(files, tmp_path, monkeypatch):
-    "A run that is killed between the two files leaves a pair that load refuses, not one that lies."
-    PREP.save(tmp_path)
-    written, whole = [], preprocess.write_whole
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_record_is_replaced_whole_or_not_at_all(saved, name, steps, tmp_path, monkeypatch):
+    "Whatever stops the writer, the old record is there."
+    for file in saved.glob(f"{name}.*"): shutil.copy(file, tmp_path)
+    written, whole = [], storage.write_whole
     def stop(path, content):
-        if written: raise OSError(28, "No space left on device", str(path))
+        if len(written) == steps: raise OSError(28, "No space left on device", str(path))
         written.append(path.name)
         whole(path, content)
-    monkeypatch.setattr(preprocess, "write_whole", stop)
-    with pytest.raises(OSError): preprocess.Preprocessor(SCHEMA).fit(TEST, MALL.users, MALL.items).save(tmp_path)
-    assert written == [TENSORS]
-    with pytest.raises(ValueError, match="is not the partner of"): preprocess.Preprocessor.load(tmp_path)
-
-
-@pytest.mark.parametrize("ids", [lambda x: x, lambda x: x.astype(str), lambda x: x.astype("Int64"), lambda x: x.astype(float), lambda x: x.astype(str).astype("category"), lambda x: x.astype("int32")])
-def test_ids_of_every_kind_come_back(tmp_path, ids):
-    mall = toy_mall(n_users=30, n_items=12, n_events=300, seed=1)
-    train, users, items = (f.assign(**{c: ids(f[c]) for c in ("user_id", "item_id") if c in f}) for f in (mall.events, mall.users, mall.items))
-    for frames in ((users, items), ()):
-        schema = Schema() if frames else Schema(categorical=(), numeric=())
-        prep = preprocess.Preprocessor(schema).fit(train, *frames)
-        prep.save(tmp_path)
-        one, two = (p.transform(train) for p in (prep, preprocess.Preprocessor.load(tmp_path)))
-        assert all(torch.equal(getattr(one, p), getattr(two, p)) for p in PARTS)
+    monkeypatch.setattr(storage, "write_whole", stop)
+    with pytest.raises(OSError): KEPT[name][0](tmp_path)
+    assert len(written) == steps and same(KEPT[name][1](tmp_path), name)
+    monkeypatch.undo()
+    KEPT[name][0](tmp_path)
+    assert not same(KEPT[name][1](tmp_path), name) and sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.json", f"{name}.safetensors"]
 
 
 def test_no_length_of_the_header_looks_like_a_pickle(tmp_path):
     "A safetensors file begins with the length of its header, and 80 05 in hexadecimal is also how a pickle begins."
     alike = []
-    for rows, width in [(r, w) for r in (40, 200) for w in range(8)]:
-        users = pd.DataFrame(0, range(rows), ["user_id", *(f"c{k}" for k in range(width))]).assign(user_id=range(rows), age_band="a")
-        prep = preprocess.Preprocessor(SCHEMA).fit(TRAIN, users, MALL.items)
-        prep.save(tmp_path)
-        alike.append((tmp_path/TENSORS).read_bytes()[:1] == b"\x80")
-        assert torch.equal(preprocess.Preprocessor.load(tmp_path).transform(TEST).fields, prep.transform(TEST).fields)
+    for width in range(24):
+        users = pd.DataFrame(0, range(40), ["user_id", *(f"c{k}" for k in range(width))]).assign(user_id=range(40), age_band="a")
+        log = preprocess.EventLog(TRAIN, users, SCHEMA)
+        preprocess.save_log(log, tmp_path)
+        alike.append((tmp_path/"log.safetensors").read_bytes()[:1] == b"\x80")
+        pd.testing.assert_frame_equal(preprocess.load_log(tmp_path).users, users, check_dtype=False)
     assert any(alike) and not all(alike)
