@@ -252,25 +252,25 @@ class Recommender(nn.Module):
         return content_vectors(batch, self.spec)
 
     @classmethod
-    def parts(cls, schema, items) -> tuple | None: # Parts of a preprocessor
-        """What a preprocessor for this model is made of, where the usual four parts will not do; the command asks for it."""
+    def parts(cls,
+        schema, # Which column is what
+        items, # The table of items
+    ) -> tuple | None: # Parts of a preprocessor; None takes the usual four
+        """What the preprocessor of this model is made of, where the usual parts will not do; the command asks for it."""
 
     def serving(self, prep): # A rank.Scorer
         """What scores all items for some users; by the whole forward pass, unless the model knows a shorter way."""
         return multiscene_rec.rank.Scorer(self, prep)
 
     def save(self, folder: str | Path) -> str: # The record's checksum
-        """Write `model.json` (what to build) and `model.safetensors` (the weights).
-
-        Raises: `ValueError` naming a tensor that is not finite, `TypeError` naming an argument that JSON cannot hold.
-        """
+        """Write what to build and the weights. Raises: `ValueError` for a tensor that is not finite, `TypeError` for an argument."""
         return _save(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender": # The same model, on the CPU, in evaluation mode
         """Build a saved model again.
 
-        Raises: `FileNotFoundError`, `ValueError` naming the file that is damaged, `ImportError` for a model not defined here.
+        Raises: `FileNotFoundError`, `ValueError` for a damaged file, `ImportError` for a model that is not defined here.
         """
         return _load(cls, Path(folder))
 

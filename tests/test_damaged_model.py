@@ -87,12 +87,11 @@ def pickled(path):
 def of_format(folder, found): rewrite(folder, lambda a: a.update(format=found))
 
 
-PARTNER = "model.safetensors is damaged, or is not the partner of the model.json beside it: its checksum differs"
-EDITED = "model.json is damaged or was edited: its own checksum differs; copy it again, or save again with Recommender.save"
+PARTNER, EDITED = "is not the partner of the model.json beside it", "its own checksum differs"
 ACCIDENTS = {
     "numbers missing": (lambda d: (d/NUMBERS).unlink(), "model.safetensors is not there: give the folder that Recommender.save wrote"),
     "description missing": (lambda d: (d/JSON).unlink(), "model.json is not there: give the folder that Recommender.save wrote"),
-    "a bit flipped": (lambda d: flip(d/NUMBERS), PARTNER),
+    "a bit flipped": (lambda d: flip(d/NUMBERS), "model.safetensors is damaged, or is not the partner of the model.json beside it: its checksum differs"),
     "cut short": (lambda d: (d/NUMBERS).write_bytes((d/NUMBERS).read_bytes()[:100]), PARTNER),
     "description cut short": (lambda d: (d/JSON).write_bytes((d/JSON).read_bytes()[:-20]), "model.json is damaged: "),
     "description empty": (lambda d: (d/JSON).write_text(""), "model.json is damaged: "),
@@ -101,7 +100,7 @@ ACCIDENTS = {
     "description of another": (lambda d: swap_in(d, JSON, towers=True), PARTNER),
     "an argument edited": (lambda d: edit(d, lambda a: a["params"].update(d_embed=9)), EDITED),
     "the order of the scenarios edited": (lambda d: edit(d, lambda a: a["spec"]["scenarios"].reverse()), EDITED),
-    "an entry added": (lambda d: edit(d, lambda a: a.update(extra=1)), EDITED),
+    "an entry added": (lambda d: edit(d, lambda a: a.update(extra=1)), "model.json is damaged or was edited: its own checksum differs; copy it again, or save again with Recommender.save"),
     "not a description": (lambda d: (d/JSON).write_text("[]"), "model.json has format unknown, this version reads 3"),
     "format 2": (lambda d: of_format(d, 2), "model.json has format 2, this version reads 3: save again with Recommender.save"),
     "format 4": (lambda d: of_format(d, 4), "model.json has format 4, this version reads 3"),
@@ -168,16 +167,15 @@ def feature(about, name): return next(f for f in about["spec"]["features"] if f[
 
 
 NOT_SAVED = "model.json is damaged, or is not what Recommender.save wrote"
-NO_MODEL = "model.json does not describe a model: "
 CRAFTED = {
     "no numbers named": (lambda a: a.pop("sha256"), "model.json is damaged or was edited"),
     "no spec": (lambda a: a.pop("spec"), NOT_SAVED), "no model": (lambda a: a.pop("model"), NOT_SAVED),
     "a spec that is none": (lambda a: a.update(spec=[]), NOT_SAVED), "arguments that are none": (lambda a: a.update(params=3), NOT_SAVED),
     "no features": (lambda a: a["spec"].pop("features"), NOT_SAVED), "a scenario twice": (lambda a: a["spec"].update(scenarios=["a", "a"]), NOT_SAVED),
     "a feature of no size": (lambda a: feature(a, "age").update(size=-4), NOT_SAVED), "an unknown kind": (lambda a: feature(a, "age").update(kind="x"), NOT_SAVED),
-    "an unknown fusion": (lambda a: a["params"].update(fusion="sum"), NO_MODEL + "fusion 'sum' is unknown"),
-    "an unknown argument": (lambda a: a["params"].update(depth=3), NO_MODEL + ".*depth"),
-    "an argument of another kind": (lambda a: a["params"].update(widths=[[64]]), NO_MODEL),
+    "an unknown fusion": (lambda a: a["params"].update(fusion="sum"), "model.json does not describe a model: fusion 'sum' is unknown"),
+    "an unknown argument": (lambda a: a["params"].update(depth=3), "does not describe a model: .*depth"),
+    "an argument of another kind": (lambda a: a["params"].update(widths=[[64]]), "does not describe a model: "),
     "a list that is none": (lambda a: a["params"].update(widths={"list": 3}), NOT_SAVED), "neither list nor dict": (lambda a: a["params"].update(widths={"x": 3}), NOT_SAVED),
     "one shape": (lambda a: feature(a, "history").update(size=6), "model.safetensors does not fit the model that .*model.json describes: extract.layers.0.weight"),
     "several shapes": (lambda a: a["params"].update(d_embed=9), "does not fit the model that .* describes: embed.table.weight, fuse.query.weight, "),
@@ -185,6 +183,10 @@ CRAFTED = {
 }
 
 
+@wrong("model.json does not describe a model: …", area="files", cause="The description was made by another program, or names a fusion that is not defined here.",
+       remedy="Define the fusion first, or save the model again with Recommender.save.")
+@wrong("model.safetensors does not fit the model that model.json describes: …", area="files", cause="The numbers are those of a model of other sizes.",
+       remedy="Copy both files of one folder together, or save the model again.")
 @pytest.mark.parametrize("what", CRAFTED)
 def test_a_crafted_description(saved, what):
     change, says = CRAFTED[what]
@@ -192,10 +194,6 @@ def test_a_crafted_description(saved, what):
     refused(saved[1], says)
 
 
-@wrong("model.json does not describe a model: …", area="files", cause="The description was made by another program, or names a fusion that is not defined here.",
-       remedy="Define the fusion first, or save the model again with Recommender.save.")
-@wrong("model.safetensors does not fit the model that model.json describes: …", area="files", cause="The numbers are those of a model of other sizes.",
-       remedy="Copy both files of one folder together, or save the model again.")
 def test_a_name_that_is_none(saved):
     for name in (["interest"], 3, None, "os"):
         rewrite(saved[1], lambda a: a.update(model=name))

@@ -313,7 +313,7 @@ def test_bad_specs():
 
 
 @pytest.mark.wrong("InterestModel needs a Spec, got Preprocessor: pass its spec: prep.spec", area="training",
-                   cause="The model was given the preprocessor itself.", remedy="InterestModel(prep.spec)")
+                   cause="The model was given the preprocessor itself.", remedy="Write InterestModel(prep.spec).")
 def test_a_preprocessor_is_no_spec():
     made = data.toy_mall(n_users=50, n_items=20, n_events=500)
     prep = preprocess.Preprocessor().fit(made.events, made.users, made.items)
@@ -486,7 +486,7 @@ def test_an_argument_that_is_not_kept(tmp_path):
 
 
 @pytest.mark.wrong("… keeps a … as self.…, where its argument belongs", area="training", cause="A model of your own uses the name of an argument for the modules that it makes of it.",
-                   remedy="self.experts = experts, and self.expert_layers = nn.ModuleList(...).")
+                   remedy="Write self.experts = experts, and self.expert_layers = nn.ModuleList(...).")
 @pytest.mark.parametrize("made", [lambda n: nn.ModuleList(nn.Linear(1, 1) for _ in range(n)), lambda n: nn.Parameter(torch.ones(n)), lambda n: torch.ones(n)])
 def test_an_argument_kept_as_something_else(made):
     class Reuses(model.Recommender):
