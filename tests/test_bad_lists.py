@@ -64,7 +64,8 @@ def test_a_dial_beyond_its_ends(shop, diversity): refused(shop, "diversity runs 
        remedy="Pass exclude_seen=False, or add items.", area="lists")
 def test_a_user_who_has_seen_everything(shop):
     mall = shop[0]
-    log = log_of(mall, pd.DataFrame(dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0)))
+    shown = dict(user_id=3, item_id=mall.items.item_id, scenario="home", timestamp=10**9, clicked=0)
+    log = log_of(mall, pd.DataFrame(shown))
     for lam in (0, .3): refused(shop, "user 3 has seen every item; pass exclude_seen=False to show them again", 3, "home", log=log, diversity=lam)
     for make in makers(shop): assert len(make(3, "home", log=log, exclude_seen=False)) == 10
 
@@ -84,7 +85,8 @@ def test_an_id_of_another_kind(shop):
     lambda spec: replace(spec, prep="0"*64)])
 def test_a_model_and_a_preprocessor_of_two_trainings(shop, other):
     net = model.InterestModel(other(shop[1].spec))
-    for ask in (lambda: rank.recommend(net, shop[1], shop[3].log, 3, "home"), lambda: rank.Catalogue(net, shop[1], shop[3].log)):
+    pair = net, shop[1], shop[3].log
+    for ask in (lambda: rank.recommend(*pair, 3, "home"), lambda: rank.Catalogue(*pair)):
         with pytest.raises(ValueError, match="model and preprocessor do not belong together: their specs differ; use the pair that was trained together"): ask()
 
 
@@ -93,12 +95,14 @@ def test_a_model_of_one_size_and_other_data(shop):
     mall = shop[0]
     other = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items.assign(price=mall.items.price*2))
     assert replace(other.spec, prep=shop[1].spec.prep) == shop[1].spec
-    with pytest.raises(ValueError, match="model and preprocessor do not belong together"): rank.Catalogue(model.InterestModel(other.spec), shop[1], shop[3].log)
+    net = model.InterestModel(other.spec)
+    with pytest.raises(ValueError, match="model and preprocessor do not belong together"): rank.Catalogue(net, shop[1], shop[3].log)
 
 
 @wrong("the preprocessor knows nothing yet: fit it, or load a fitted one", cause="A new Preprocessor was passed.", remedy="Call fit, or Preprocessor.load.", area="lists")
 def test_a_preprocessor_that_was_not_fitted(shop):
-    for ask in (lambda prep: rank.recommend(shop[2], prep, shop[3].log, 3, "home"), lambda prep: rank.Catalogue(shop[2], prep, shop[3].log)):
+    net, log = shop[2], shop[3].log
+    for ask in (lambda prep: rank.recommend(net, prep, log, 3, "home"), lambda prep: rank.Catalogue(net, prep, log)):
         with pytest.raises(ValueError, match="the preprocessor knows nothing yet: fit it, or load a fitted one"): ask(preprocess.Preprocessor())
 
 
@@ -114,7 +118,8 @@ def test_a_column_of_the_moment_that_nobody_gives(shop):
     log = mall.events.assign(hour="day")
     prep = preprocess.Preprocessor(data.Schema(categorical=("hour", "category"), numeric=())).fit(log, mall.users, mall.items)
     net, log = model.InterestModel(prep.spec), preprocess.EventLog(log, mall.users, prep.schema)
-    for make in (lambda **k: rank.recommend(net, prep, log, 3, "home", **k), lambda **k: rank.Catalogue(net, prep, log).recommend(3, "home", **k)):
+    catalogue = rank.Catalogue(net, prep, log)
+    for make in (lambda **k: rank.recommend(net, prep, log, 3, "home", **k), lambda **k: catalogue.recommend(3, "home", **k)):
         with pytest.raises(ValueError, match="column 'hour' belongs to the moment of the list: give its value, context={'hour': ...}"): make()
         assert len(make(context={"hour": "day"})) == 10
 

@@ -369,7 +369,10 @@ def limit_of_softmax(e, m):
 SCORES = st.one_of(st.sampled_from([math.inf, -math.inf]), st.floats(-50, 50))
 
 
-@given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=6), st.sampled_from([torch.float32, torch.float64]))
+ROWS = st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=6)
+
+
+@given(ROWS, st.sampled_from([torch.float32, torch.float64]))
 def test_infinite_scores_get_the_limits(row, dtype):
     e, present = torch.tensor([x for x, _ in row], dtype=dtype), torch.tensor([m for _, m in row])
     expected = torch.tensor(limit_of_softmax(e.tolist(), present.tolist()), dtype=dtype)
@@ -379,12 +382,13 @@ def test_infinite_scores_get_the_limits(row, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_infinite_scores_beside_finite_rows(dtype):
     inf = math.inf
-    e = torch.tensor([[inf, 1, 2], [inf, inf, 0], [-inf, 1, 1], [-inf, -inf, -inf], [-inf, 5, 5], [1, 2, 3]], dtype=dtype, requires_grad=True)
+    rows = [[inf, 1, 2], [inf, inf, 0], [-inf, 1, 1], [-inf, -inf, -inf], [-inf, 5, 5], [1, 2, 3]]
+    e = torch.tensor(rows, dtype=dtype, requires_grad=True)
     present = torch.tensor([[1, 1, 1]]*4 + [[1, 0, 0], [1, 1, 1]]).bool()
     alpha = fusion.masked_softmax(e, present)
     third = [1/3, 1/3, 1/3]
-    exact = torch.tensor([[1, 0, 0], [.5, .5, 0], [0, .5, .5], third, [1, 0, 0], loop_softmax([1, 2, 3], [1, 1, 1])], dtype=alpha.dtype)
-    torch.testing.assert_close(alpha, exact)
+    exact = [[1, 0, 0], [.5, .5, 0], [0, .5, .5], third, [1, 0, 0], loop_softmax([1, 2, 3], [1, 1, 1])]
+    torch.testing.assert_close(alpha, torch.tensor(exact, dtype=alpha.dtype))
     alpha.square().sum().backward()
     assert e.grad.isfinite().all() and e.grad[5].any()
     alone = e.detach()[5:].requires_grad_()
@@ -495,7 +499,8 @@ def table(monkeypatch):
 
 def test_the_course_knows_its_fusions_by_name():
     assert fusion.fusion_names()[:4] == ("mean", "own", "concat", "attention")
-    for name, kind in fusion.FUSIONS.items(): assert type(fusion.make_fusion(name, 4, 2, 3)) is kind and issubclass(kind, fusion.Fusion)
+    for name, kind in fusion.FUSIONS.items():
+        assert issubclass(kind, fusion.Fusion) and type(fusion.make_fusion(name, 4, 2, 3)) is kind
 
 
 def a_user_defines(base, **name):
@@ -549,16 +554,18 @@ def test_a_fusion_of_ones_own_need_not_be_a_weighted_sum(table):
 
 def test_names_that_are_taken(table):
     for name in ("mean", "attention"):
-        with pytest.raises(ValueError, match=rf"the name '{name}' belongs to multiscene_rec\.fusion\..*: write class Largest\(Fusion, name="):
-            a_user_defines(fusion.WeightedFusion, name=name)
+        says = rf"the name '{name}' belongs to multiscene_rec\.fusion\..*: write class Largest\(Fusion, name="
+        with pytest.raises(ValueError, match=says): a_user_defines(fusion.WeightedFusion, name=name)
     for name in ("none", ""):
-        with pytest.raises(ValueError, match=f"the name '{name}' means that there is no fusion"): a_user_defines(fusion.WeightedFusion, name=name)
+        says = f"the name '{name}' means that there is no fusion"
+        with pytest.raises(ValueError, match=says): a_user_defines(fusion.WeightedFusion, name=name)
     assert fusion.FUSIONS == table and "none" not in table
 
 
 def test_an_unknown_name_is_told_what_there_is(table):
     a_user_defines(fusion.WeightedFusion, name="largest")
-    with pytest.raises(ValueError, match="fusion 'sum' is unknown; choose from mean, own, concat, attention.*, largest$"): fusion.make_fusion("sum", 6, 4, 3)
+    says = "fusion 'sum' is unknown; choose from mean, own, concat, attention.*, largest$"
+    with pytest.raises(ValueError, match=says): fusion.make_fusion("sum", 6, 4, 3)
 
 
 # ---- errors
@@ -593,7 +600,8 @@ def test_errors_of_sizes(kind, sizes, name):
 
 
 def test_errors_of_functions():
-    with pytest.raises(ValueError, match="knows attention, mean, concat and own, not 'sum': count the parameters of a built one"): fusion.fusion_parameters("sum", 6, 4, 3)
+    says = "knows attention, mean, concat and own, not 'sum': count the parameters of a built one"
+    with pytest.raises(ValueError, match=says): fusion.fusion_parameters("sum", 6, 4, 3)
     with pytest.raises(ValueError, match="need one shape"): fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 4).bool())
     with pytest.raises(ValueError, match="use present.bool"): fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match="axis 'd'"): fusion.scaled_scores(torch.zeros(2, 3), torch.zeros(2, 5, 4))
