@@ -1,5 +1,6 @@
 "Second opinions on the coupons: plain loops, scikit-learn, SciPy; the gates on the real survey."
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from multiscene_rec import core, coupons, fusion, logs, model, preprocess, train
+from tools import notebooks
 
 formula = pytest.mark.formula
 KINDS = list(coupons.VENUES)
@@ -385,8 +387,9 @@ def test_networks_vote(parts):
 
 def test_candidates_are_what_their_names_say():
     assert {c.method for c in coupons.CANDIDATES.values()} == {"network", "logistic", "trees"}
-    assert {c.fusion for c in coupons.CANDIDATES.values()} == {"none", *fusion.fusion_names()}
-    assert set(coupons.FUSED) == {f"{f}{t}" for f in fusion.fusion_names() for t in ("", ", towers")}
+    ours = [name for name, kind in fusion.FUSIONS.items() if kind.__module__.startswith("multiscene_rec.")] # not those of other tests
+    assert {c.fusion for c in coupons.CANDIDATES.values()} == {"none", *ours}
+    assert set(coupons.FUSED) == {f"{f}{t}" for f in ours for t in ("", ", towers")}
     for name, c in coupons.CANDIDATES.items():
         assert c.per_scenario == ("tower" in name or "per kind" in name)
         assert c.target_visits == ("target" in name)
@@ -542,6 +545,20 @@ def test_a_gain_is_found_where_there_is_one_and_only_there():
 
 
 # The real survey
+
+def test_the_closing_table_as_data_is_the_printed_one():
+    cells = notebooks.read(notebooks.NBS/"11_coupons.ipynb")["cells"]
+    shown = next("".join(c["outputs"][0]["text"]) for c in cells if "choose_on_validation(results, FUSED)" in c["source"])
+    printed = {m[1]: [float(x) for x in m[2].split()] for m in re.finditer(r"^(\S.*?)  +(-?\d.*)$", shown, flags=re.M)}
+    kept = pd.read_csv(notebooks.NBS/"results"/"coupons.csv").set_index("model")
+    assert kept.index.tolist() == ["logistic regression", *printed] and {*printed} == {*coupons.CANDIDATES, "chosen on validation"} - {"logistic regression"}
+    assert list(kept) == ["auc", "sd", "difference", "naive_se", "corrected_se", "low", "high", "wins", "splits", "commit", "hardware", "date"]
+    assert (kept.splits == 10).all() and kept.notna().all(axis=None)
+    for name, numbers in printed.items(): assert kept.loc[name].drop(["sd", "splits", "commit", "hardware", "date"]).tolist() == pytest.approx(numbers, abs=6e-4)
+    first = kept.loc["logistic regression"] # differences are from this one
+    assert not first[["difference", "naive_se", "corrected_se", "low", "high", "wins"]].any()
+    np.testing.assert_allclose(kept.auc - first.auc, kept.difference, atol=2e-6)
+
 
 @pytest.mark.coupons
 def test_real_survey_is_split_by_person():
