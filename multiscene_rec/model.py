@@ -106,20 +106,25 @@ def _layers(name, sizes): # A tuple of sizes
     for n in sizes: whole_number(f"{name}: every size", n)
     return tuple(sizes)
 
+def _check_spec(spec, reads): # What the model reads is there
+    if not spec.fields:
+        raise ValueError("the spec has no categories: an InterestModel needs at least the item's id; "
+                         "add Categories() to the preprocessor's parts")
+    if reads and not spec.item_fields:
+        raise ValueError("the spec has no field of the item, so there is no query; add one, or take fusion 'none'")
+    if reads and not spec.history:
+        raise ValueError("the spec has no history to fuse: add Histories() to the preprocessor's parts, or take fusion 'none'")
+
 def _sizes(model): # The sizes that follow from the data and the arguments, once these have been checked
     spec, e, reads = model.spec, whole_number("d_embed", model.d_embed), model.fusion != "none"
     if reads and model.fusion not in fusion_names():
         raise ValueError(f"fusion {model.fusion!r} is unknown; choose from none, {', '.join(fusion_names())}; "
                          "one of your own is known once it is defined")
-    if not model.widths: raise ValueError("widths is empty: the extractor needs at least one layer; its last width is d")
+    if not model.widths: raise ValueError("widths is empty: the extractor needs a layer or more; its last width is d")
     at, d, S = {f: i for i, f in enumerate(spec.fields)}, model.widths[-1], len(spec.scenarios)
-    missing = None
-    if not at: missing = "categories: an InterestModel needs at least the item's id; add Categories() to the preprocessor's parts"
-    elif reads and not spec.item_fields: missing = "field of the item, so there is no query; add one, or take fusion 'none'"
-    elif reads and not spec.history: missing = "history to fuse: add Histories() to the preprocessor's parts, or take fusion 'none'"
-    if missing: raise ValueError(f"the spec has no {missing}")
-    return SimpleNamespace(reads=reads, S=S, d=d, d_query=len(spec.item_fields)*e, columns=[at[f] for f in spec.item_fields],
-        d_in=(len(at) + 1)*e + len(spec.dense) + 2*d*reads, heads=len(spec.tasks)*(S if model.towers else 1))
+    _check_spec(spec, reads)
+    return SimpleNamespace(reads=reads, S=S, d=d, d_query=len(spec.item_fields)*e, heads=len(spec.tasks)*(S if model.towers else 1),
+        columns=[at[f] for f in spec.item_fields], d_in=(len(at) + 1)*e + len(spec.dense) + 2*d*reads)
 
 # %% ../nbs/08_model.ipynb #4f0b71d2
 def _check_batch(batch, spec): # Every part is there, and every axis that both know agrees
@@ -132,10 +137,10 @@ def _check_batch(batch, spec): # Every part is there, and every axis that both k
             raise ValueError(f"the batch does not fit the model's spec: Batch.{name}: {e}; "
                              "use the preprocessor that the model was trained with") from None
 
-def _extract(model, batch): # h (B, S, d); where rows share histories and no gradient is asked for, each history is read once
+def _extract(model, batch): # h (B, S, d); where rows share histories and no gradient is asked for, each is read once
     table, row = batch.history_table.to(model.place.weight.dtype), batch.history_row
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(table) >= len(row): return model.extract(table[row])
-    return model.extract(table)[row]
+    alone = torch.is_grad_enabled() or torch.compiler.is_compiling() or len(table) >= len(row)
+    return model.extract(table[row]) if alone else model.extract(table)[row]
 
 def _by_task(logits, scenario, n_tasks): # (B,) or (B, T) from the heads, task by task and in each scenario by scenario
     if len(logits) == 1: return logits[0]
@@ -163,7 +168,8 @@ def _register(kind, name):
     old, home, owner = _MODELS.get(name), multiscene_rec._MODELS.get(name), None
     if kind.__module__ != f"multiscene_rec.{home}": # the package always gets its own names
         if old is not None and _place(old) != _place(kind): owner = _place(old)
-        elif home and kind.__module__ != "__main__": owner = f"multiscene_rec.{home}" # a lesson may define what its module will hold
+        elif home and kind.__module__ != "__main__": # a lesson may define what its module will hold
+            owner = f"multiscene_rec.{home}"
     if owner:
         raise ValueError(f"the name {name!r} belongs to {owner}: choose another one, "
                          f"class {kind.__name__}(Recommender, name=\"...\")")
@@ -215,10 +221,10 @@ def build(
 
 # %% ../nbs/08_model.ipynb #34c78ab6
 class Recommender(nn.Module):
-    """What every model of the course is: a module that knows its `spec` and its own arguments, and maps a batch to log-odds.
+    """What every model is: a module that knows its `spec` and its own arguments, and maps a batch to log-odds.
 
-    A subclass takes `spec` first, keeps every other argument under its own name, and defines `forward`. It is known by its
-    name as soon as it is defined: `class Star(Recommender, name="star")`.
+    A subclass takes `spec` first, keeps every other argument under its own name, and defines `forward`. It is known
+    by its name as soon as it is defined: `class Star(Recommender, name="star")`.
 
     Raises: `ValueError` for a spec that is not one, or a name that is taken.
     """
@@ -232,8 +238,8 @@ class Recommender(nn.Module):
     ):
         super().__init__()
         if not isinstance(spec, Spec):
-            hint = "pass its spec:" if isinstance(getattr(spec, "spec", None), Spec) else "a Spec comes from a fitted preprocessor:"
-            raise ValueError(f"{type(self).__name__} needs a Spec, got {type(spec).__name__}: {hint} prep.spec")
+            hint = "pass its spec" if isinstance(getattr(spec, "spec", None), Spec) else "a Spec comes from a fitted preprocessor"
+            raise ValueError(f"{type(self).__name__} needs a Spec, got {type(spec).__name__}: {hint}: prep.spec")
         self.spec = spec
 
     def get_params(self) -> dict: # Name: value
@@ -263,7 +269,7 @@ class Recommender(nn.Module):
         return multiscene_rec.rank.Scorer(self, prep)
 
     def save(self, folder: str | Path) -> str: # The record's checksum
-        """Write what to build and the weights. Raises: `ValueError` for a tensor that is not finite, `TypeError` for an argument."""
+        """Keep it. Raises: `ValueError` for a tensor that is not finite, `TypeError` for an argument that JSON cannot hold."""
         return _save(self, Path(folder))
 
     @classmethod
@@ -574,7 +580,7 @@ def check_model(
 # %% ../nbs/08_model.ipynb #ffe469e4
 _FORMAT = 3
 
-def _packed(x): # JSON has one kind of list; here a bare one is a tuple, so that tuples and lists come back as what they were
+def _packed(x): # JSON has one kind of list; here a bare one is a tuple, so that both come back as what they were
     if isinstance(x, tuple): return [_packed(v) for v in x]
     if isinstance(x, list): return dict(list=[_packed(v) for v in x])
     if not isinstance(x, dict): return x
@@ -601,8 +607,9 @@ def _as_json(model): # The arguments, as plain data
 def _save(model, folder):
     kind, weights = type(model), model.state_dict()
     check_finite(weights, f"{kind.__name__}.save")
-    what = dict(model=kind.name, defined=f"{kind.__module__}:{kind.__qualname__}", spec=asdict(model.spec), params=_as_json(model))
-    return write_record(folder, "model", dict(format=_FORMAT) | what, weights)
+    about = dict(format=_FORMAT, model=kind.name, defined=f"{kind.__module__}:{kind.__qualname__}",
+                 spec=asdict(model.spec), params=_as_json(model))
+    return write_record(folder, "model", about, weights)
 
 def _tuples(x): # Lists, at any depth, as tuples
     if isinstance(x, dict): return {k: _tuples(v) for k, v in x.items()}
@@ -619,8 +626,8 @@ def spec_from(
 # %% ../nbs/08_model.ipynb #3b6a80d4
 def _not_here(path, name, defined): # What to do about a model that is not defined in this process
     module, _, kind = str(defined).partition(":")
-    remedy = f"run the cell or script that defines class {kind} first" if module == "__main__" else f"import {module} first"
-    return ImportError(f"{path} holds a model {name!r}, defined in {defined}, which is not here: {remedy}, then load again")
+    remedy = f"run the cell or script that defines class {kind}" if module == "__main__" else f"import {module}"
+    return ImportError(f"{path} holds a model {name!r}, defined in {defined}, which is not here: {remedy} first, then load again")
 
 def _load(cls, folder):
     about, weights = read_record(folder, "model", "Recommender.save", _FORMAT)
@@ -655,8 +662,8 @@ def _markdown(frame): # A frame as a Markdown table; the index is the first colu
 
 # %% ../nbs/08_model.ipynb #1b3d4bb2
 def _told(features): # In words
-    size = lambda f: f" ({f.size:,} {dict(category='ids', sequence='events').get(f.kind, 'numbers')})" if f.kind != "number" else ""
-    return ", ".join(f"{f.name}{size(f)}" for f in features)
+    unit = dict(category="ids", sequence="events")
+    return ", ".join(f.name if f.kind == "number" else f"{f.name} ({f.size:,} {unit.get(f.kind, 'numbers')})" for f in features)
 
 def _facts(model): # What is known of the data and of the architecture
     spec, params = model.spec, model.get_params()
@@ -685,7 +692,7 @@ def model_card(
     facts = "\n".join(f"- {name}: {text}" for name, text in _facts(model))
     found = [] if not len(rows) else ["## Rows", "\n".join(f"- {line}" for line in rows)]
     versions = f"multiscene_rec {multiscene_rec.__version__}, torch {torch.__version__.split('+')[0]}, file format {_FORMAT}"
-    parts = [f"# {title}", "Predicts how probable an answer of a user to an item in a scenario is: a click, if nothing else is named.",
+    parts = [f"# {title}", "Predicts how likely a user is to click an item in a scenario, or to do what else it names below.",
         "## Data and architecture", f"- data: {data}\n{facts}",
         *found, "## Size", counted, _markdown(size[[c for c in ("parameters", "flops") if c in size]]),
         "## Measurements", "None were given." if metrics is None else _markdown(metrics),
