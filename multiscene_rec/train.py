@@ -248,7 +248,8 @@ class Callback:
 
     def begin(self, run): """Before the first step."""
     def after_batch(self, run): """After each step."""
-    def after_epoch(self, run): """After each epoch; `run.log[-1]` says how it went."""
+    def after_steps(self, run): """After the last step of an epoch; `run.log[-1]` holds its training loss."""
+    def after_epoch(self, run): """After each epoch was judged; `run.log[-1]` says how it went."""
     def end(self, run): """After the last step, also when an error ended the run."""
     def state(self): return {}, {} # What a checkpoint must hold of it: plain data, and name -> tensor
     def restore(self, run, about, tensors): """The way back: what `state` gave."""
@@ -294,10 +295,10 @@ class KeepBest(Callback):
 
 # %% ../nbs/09_train.ipynb #223a65d5
 class FiniteCheck(Callback):
-    """Stop with an error as soon as a loss or a weight is not a number any more, before it is kept anywhere."""
+    """Stop with an error as soon as a loss or a weight is not a number any more, before it is judged or kept."""
     order, alters = -1, False
 
-    def after_epoch(self, run):
+    def after_steps(self, run):
         loss = run.log[-1]["train_loss"]
         whole = torch.stack([p.isfinite().all() for p in run.model.parameters()]).all()
         if math.isfinite(loss) and whole: return
@@ -522,7 +523,9 @@ def _one_epoch(run, net, evaluate): # net gives the loss of a batch
             run.rows += len(part)
             losses.append(loss.detach()*len(part)) # stays on the device: reading it would make a GPU wait
             for c in run.callbacks: c.after_batch(run)
-    run.log.append(dict(epoch=run.epoch, train_loss=_mean_loss(run, losses), **_judged(run, evaluate)))
+    run.log.append(dict(epoch=run.epoch, train_loss=_mean_loss(run, losses)))
+    for c in run.callbacks: c.after_steps(run)
+    run.log[-1] |= _judged(run, evaluate)
     for c in run.callbacks: c.after_epoch(run)
 
 @contextlib.contextmanager

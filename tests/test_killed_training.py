@@ -19,6 +19,7 @@ from torch import nn
 
 from multiscene_rec import core, train
 from multiscene_rec.data import Batch
+from multiscene_rec.storage import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 150
@@ -38,9 +39,8 @@ def rows(n, seed):
     "Random rows that cost nothing to make."
     r = np.random.default_rng(seed)
     fields = torch.tensor(np.stack([r.integers(0, 10_000, n), r.integers(10_000, 20_000, n)], 1))
-    return Batch(fields, torch.tensor(r.normal(size=(n, 2)).astype(np.float32)), torch.zeros(n, dtype=torch.int64),
-                 torch.tensor((r.random(n) < .3).astype(np.float32)), torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool),
-                 torch.zeros(n, dtype=torch.int64))
+    return Batch(dict(fields=fields, dense=torch.tensor(r.normal(size=(n, 2)).astype(np.float32)),
+                      label=torch.tensor((r.random(n) < .3).astype(np.float32))))
 
 
 def go(folder=None, epochs=EPOCHS):
@@ -48,8 +48,9 @@ def go(folder=None, epochs=EPOCHS):
     torch.set_num_threads(1)
     core.set_seed(0)
     model = Small()
-    there = folder is not None and (Path(folder)/"checkpoint.safetensors").exists()
-    train.fit(model, rows(1500, 0), rows(300, 1), epochs=epochs, batch_size=500, lr=.02, device="cpu", checkpoint=folder, resume=there, progress=False)
+    kept = [] if folder is None else [train.Checkpoint(folder, resume=(Path(folder)/"checkpoint.json").exists())]
+    callbacks = train.FiniteCheck(), train.KeepBest(), *kept
+    train.fit(model, rows(1500, 0), rows(300, 1), epochs=epochs, batch_size=500, lr=.02, device="cpu", callbacks=callbacks)
     return model
 
 
@@ -75,7 +76,7 @@ def serve(folder, epochs):
 class Trainings:
     "Trainings in one folder, one after the other."
     def __init__(self, folder, epochs):
-        self.folder, self.file = Path(folder), Path(folder)/"checkpoint.safetensors"
+        self.folder, self.file = Path(folder), Path(folder)/"checkpoint.json"
         self.child = subprocess.Popen([sys.executable, __file__, str(folder), str(epochs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
@@ -118,8 +119,8 @@ def undisturbed():
 
 def epochs_in(folder):
     "Whole epochs in the checkpoint, 0 without one; a damaged one is an error."
-    path = Path(folder)/"checkpoint.safetensors"
-    return len(train._read(path)[1]["log"]) if path.exists() else 0
+    if not (Path(folder)/"checkpoint.json").exists(): return 0
+    return len(read_record(folder, "checkpoint", "Checkpoint", train._FORMAT)[0]["log"])
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -155,9 +156,9 @@ def test_two_hundred_kills(trainings, tmp_path):
     assert same(go(tmp_path, 1000).state_dict(), go(epochs=1000).state_dict())
 
 
-@pytest.mark.wrong("stopped in epoch …; … holds the state after epoch …: call fit again with resume=True",
+@pytest.mark.wrong("stopped in epoch …; … holds the state after epoch …: call fit again with Checkpoint(FOLDER, resume=True)",
                    cause="You pressed Ctrl-C, and the run has a checkpoint.",
-                   remedy="Call fit again with the same arguments and resume=True: it goes on after the last whole epoch, and ends in the same weights.",
+                   remedy="Call fit again with the same arguments and Checkpoint(FOLDER, resume=True): it goes on after the last whole epoch, and ends in the same weights.",
                    area="training")
 def test_ctrl_c_names_the_checkpoint_and_the_same_bits_follow(trainings, tmp_path, undisturbed):
     for _ in range(3):
@@ -165,8 +166,8 @@ def test_ctrl_c_names_the_checkpoint_and_the_same_bits_follow(trainings, tmp_pat
         for _ in range(2): trainings.wait_for_an_epoch()
         assert trainings.stop(signal.SIGINT) == 130
         said = (tmp_path/"said.txt").read_text()
-        found = re.fullmatch(r"stopped in epoch (\d+); (.*) holds the state after epoch (\d+): call fit again with resume=True", said)
-        assert found and found[2] == str(tmp_path/"checkpoint.safetensors"), said
+        found = re.fullmatch(r"stopped in epoch (\d+); (.*) holds the state after epoch (\d+): call fit again with Checkpoint\(FOLDER, resume=True\)", said)
+        assert found and found[2] == str(tmp_path), said
         at, after = int(found[1]), int(found[3])
         assert at == after + 1 and epochs_in(tmp_path) in (after, at) # at: it hit just after the file was complete
     assert same(go(tmp_path).state_dict(), undisturbed)
