@@ -13,7 +13,7 @@ from torch import nn
 
 from .core import require, set_seed
 from .data import Batch, with_parts
-from .model import Recommender, model_class
+from .model import Recommender, _needs, model_class
 from .preprocess import Spec
 from .storage import write_record
 from .train import Checkpoint, FiniteCheck, KeepBest, fit
@@ -192,14 +192,15 @@ def _is_the_same_when_loaded_in_a_fresh_process(s):
         write_record(folder, "batch", dict(format=1, rows=list(batch.rows), tables=list(batch.tables)), batch.rows | batch.tables)
         write_record(folder, "expected", dict(format=1), {"scores": expected})
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])}
-        done = subprocess.run([sys.executable, "-c", _FRESH, folder, s.kind.__module__, file], env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", _FRESH, folder, s.kind.__module__, file, *_needs(model)], env=env, capture_output=True, text=True, timeout=300)
     _assert(done.returncode == 0, f"a fresh process could not load it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 _FRESH = """
 import importlib, importlib.util, sys
 import torch
 torch.set_num_threads(1)
-folder, module, file = sys.argv[1:]
+folder, module, file, *needs = sys.argv[1:]
+for name in needs: importlib.import_module(name)
 try: importlib.import_module(module)
 except ImportError:
     found = importlib.util.spec_from_file_location(module, file)

@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -607,9 +608,12 @@ def _as_json(model): # The arguments, as plain data
 def _save(model, folder):
     kind, weights = type(model), model.state_dict()
     check_finite(weights, f"{kind.__name__}.save")
-    about = dict(format=_FORMAT, model=kind.name, defined=f"{kind.__module__}:{kind.__qualname__}",
+    about = dict(format=_FORMAT, model=kind.name, defined=f"{kind.__module__}:{kind.__qualname__}", needs=_needs(model),
                  spec=asdict(model.spec), params=_as_json(model))
     return write_record(folder, "model", about, weights)
+
+def _needs(model): # Modules of the user's own that define a part of it, such as a fusion
+    return sorted({type(part).__module__ for part in model.modules()} - {"__main__", *(name for name in sys.modules if name.startswith(("torch.", "multiscene_rec.")))})
 
 def _tuples(x): # Lists, at any depth, as tuples
     if isinstance(x, dict): return {k: _tuples(v) for k, v in x.items()}
@@ -641,7 +645,11 @@ def _load(cls, folder):
         raise ValueError(f"{path} holds a {kind.__name__}, not a {cls.__name__}: "
                          f"load it with {kind.__name__}.load or Recommender.load")
     check_finite(weights, folder/"model.safetensors")
-    return build_from(folder/"model", lambda: kind(spec, **params), weights).eval()
+    try: return build_from(folder/"model", lambda: kind(spec, **params), weights).eval()
+    except ValueError as e:
+        absent = [module for module in about.get("needs", ()) if module not in sys.modules]
+        if absent: raise ImportError(f"{path} holds a {kind.__name__} with parts that {absent[0]} defines: import {absent[0]} first, then load again") from e
+        raise
 
 # %% ../nbs/08_model.ipynb #3dea6975
 _USE = "Ordering items for a known kind of user within one of the scenarios above, as one signal among others, offline or behind a test."
