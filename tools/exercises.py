@@ -129,7 +129,9 @@ def guarded():
             if sys.modules.get(name) is not m: sys.modules[name] = m
         for owner, was in owners:
             now = vars(owner)
-            for name in [n for n in now if n not in was and (isinstance(owner, type) or hasattr(builtins, n))]:  # it hides an inherited or built-in one
+            hiding = [n for n in now if n not in was and (isinstance(owner, type) or hasattr(builtins, n))]  # it hides an inherited or built-in one
+            for name in hiding:
+                if name == "__slotnames__": continue  # Python's own note on a class, made when one is first copied
                 delattr(owner, name)
                 changed.append(f"{owner.__name__}.{name}")
             for name, value in was.items():
