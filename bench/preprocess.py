@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from bench.common import alone, in_turn, options, peak_mib, ratio, record
-from multiscene_rec import data, preprocess
+from multiscene_rec import data, logs, preprocess
 
 SCHEMA = data.Schema(categorical=("category", "brand"), numeric=("price",), item_columns=("category", "brand", "price"))
 KEYS = ["user_id", "item_id", "scenario"]
@@ -42,7 +42,7 @@ def write_log(path, rows, part=1_000_000):
 
 class Ours:
     "The package."
-    def read(self, path): self.raw = data.read_log(path, SCHEMA)
+    def read(self, path): self.raw = logs.read_log(path, SCHEMA)
 
     def clean(self):
         self.log, self.report = preprocess.clean(self.raw, SCHEMA)
@@ -67,12 +67,27 @@ class Polars:
         good = pl.col("price").is_finite() & (pl.col("price") > 0)
         log = log.filter(good & (pl.col("price") <= 10_000*pl.col("price").filter(good).median()))
         log = log.filter(pl.col("timestamp").is_between(631_152_000, 4_102_444_800, closed="left")).unique(maintain_order=True, keep="first")
-        seconds = log.select(*KEYS, "timestamp").unique().sort(*KEYS, "timestamp")
-        again = seconds.filter((pl.col("timestamp") - pl.col("timestamp").shift(1).over(KEYS)) <= 5)
-        self.log = log.join(again, on=[*KEYS, "timestamp"], how="anti", maintain_order="left")
+        self.log = self.one_row_each(log.with_row_index("row"))
         ordered = self.log.sort("timestamp", maintain_order=True)
         time = ordered["timestamp"]
         self.train = ordered.head(time.search_sorted(time[int(.8*len(time))], "left"))
+
+    @staticmethod
+    def one_row_each(log):
+        "Rows of one exposure become one, with its highest label; two different rows of one second are two exposures."
+        events = log.sort(*KEYS, "timestamp", maintain_order=True)
+        begins = (pl.col("timestamp") - pl.col("timestamp").shift(1).over(KEYS) > 5).fill_null(True)
+        events = events.with_columns(begins=begins, exposure=begins.cum_sum())
+        close = events.filter(~(pl.col("begins") & pl.col("begins").shift(-1, fill_value=True)))
+        rest = [c for c in log.columns if c not in (*KEYS, "timestamp", "clicked", "row")]
+        first = lambda name, *more: pl.col(name).first().over("exposure", *more)
+        twin = first("timestamp", *rest) == first("timestamp")
+        close = close.with_columns(stands=pl.when(twin).then(first("row", *rest)).otherwise(first("row")))
+        close = close.select("row", "stands", label=pl.col("clicked").max().over("stands"))
+        gone, kept = close.filter(pl.col("row") != pl.col("stands")), close.filter(pl.col("row") == pl.col("stands"))
+        log = log.join(gone, on="row", how="anti", maintain_order="left")
+        log = log.join(kept.drop("stands"), on="row", how="left", maintain_order="left")
+        return log.with_columns(clicked=pl.coalesce("label", "clicked")).drop("row", "label")
 
     def fit(self):
         self.items = self.train.unique("item_id", keep="last", maintain_order=True).select("item_id", "category", "brand", "price")
@@ -132,10 +147,11 @@ def compare(ours, other):
         mine, theirs = getattr(ours, name), getattr(other, name)
         for c in mine: _same(f"{name}.{c}", mine[c].astype(object).where(mine[c].notna(), None).tolist() == theirs[c].to_list())
     prep = ours.prep
-    for c, words in other.words.items(): _same(f"words of {c}", prep.vocabularies[c].words == tuple(words.to_list()))
-    log, score = prep.scales["price"]
-    _same("scale", log == other.heavy and np.allclose([score.mean, score.std], other.scale, rtol=1e-10))
-    _same("rates", np.allclose(prep.rate, [other.rate[s] for s in prep.scenarios], rtol=1e-12))
+    known = prep.part(preprocess.Categories).words
+    for c, words in other.words.items(): _same(f"words of {c}", known[c].words == tuple(words.to_list()))
+    heavy, score = prep.part(preprocess.Numbers).scales["price"]
+    _same("scale", heavy == other.heavy and np.allclose([score.mean, score.std], other.scale, rtol=1e-10))
+    _same("rates", np.allclose(prep.part(preprocess.Histories).rate, [other.rate[s] for s in prep.scenarios], rtol=1e-12))
     batch, V = ours.batch, len(other.values)
     _same("fields", np.array_equal(batch.fields.numpy(), other.fields))
     _same("dense", np.allclose(batch.dense[:, 0].numpy(), other.dense, rtol=1e-5, atol=1e-6))

@@ -17,30 +17,29 @@ from multiscene_rec import rank
 from multiscene_rec.core import pick_device, set_seed
 from multiscene_rec.data import toy_mall
 from multiscene_rec.model import InterestModel
-from multiscene_rec.preprocess import Preprocessor
+from multiscene_rec.preprocess import EventLog, Preprocessor
 
 
 def shop(n_items, n_users, n_events, device):
-    "A preprocessor that knows many items, and an untrained model: the work does not depend on what it has learned."
+    "A preprocessor that knows many items, a log, and an untrained model: the work does not depend on what it has learned."
     mall = toy_mall(n_users=n_users, n_items=n_items, n_events=n_events)
     prep = Preprocessor().fit(mall.events, mall.users, mall.items)
     set_seed(0)
-    return prep, InterestModel(prep.spec).eval().to(device)
+    return prep, EventLog(mall.events, mall.users), InterestModel(prep.spec).eval().to(device)
 
 
 class Bare:
     "Attention and one head by hand, in plain torch; everything about the items is precomputed, the user's batch is given."
     def __init__(self, model, prep, scenario, block):
-        frame = prep.items[["item_id"]].assign(user_id=prep.users.user_id.iloc[0], scenario=scenario, timestamp=0)
-        batch = prep.transform(frame, log=prep.log.iloc[:0]).to(next(model.parameters()).device)
-        self.m, self.t, self.block, self.n = model, prep.scenarios.index(scenario), block, len(frame)
-        e, D = model.options["d_embed"], batch.dense.shape[1]
+        batch = rank.item_batch(prep).to(next(model.parameters()).device)
+        self.m, self.t, self.block, self.n = model, prep.scenarios.index(scenario), block, len(batch)
+        e, D, d = model.d_embed, batch.dense.shape[1], model.widths[-1]
         F, columns = batch.fields.shape[1], model.item_columns
         E = model.embed(batch.fields)
         q = E[:, columns].flatten(1)
         head = model.heads[0]
         W = head.hidden.layers[0].weight
-        W_E, self.W_x, self.W_p, self.W_z, self.W_m = W.split([F*e, D, e, self.m.options["widths"][-1], self.m.options["widths"][-1]], 1)
+        W_E, self.W_x, self.W_p, self.W_z, self.W_m = W.split([F*e, D, e, d, d], 1)
         W_E = W_E.view(len(W), F, e)
         self.others = [j for j in range(F) if j not in columns]
         self.W_u = W_E[:, self.others].flatten(1)
@@ -78,13 +77,16 @@ class Bare:
 
 def parts(catalogue, user, scenario):
     "What one list of the catalogue is made of, step by step, each as a function."
-    events, when = rank._ask(catalogue, [user], scenario, None, None, None)
+    log, when = catalogue.log, catalogue.log.last + 1
     score = catalogue.scores([user], scenario)[0].numpy()
     pick = rank.top_k(score, 10)
-    return {"the user's rows, histories and columns": lambda: rank._user_part(catalogue, [user], scenario, events, when, None),
-            "scores of all items, with the line above": lambda: rank._all_scores(catalogue, [user], scenario, events, when, None),
-            "exclusion, top_k and frame": lambda: rank._catalogue_list(catalogue, user, 10, True, 0, score, events, when),
-            "of it top_k, ties in order": lambda: rank.top_k(score, 10), "of it the frame": lambda: rank._list(catalogue.prep_items, pick, score[pick])}
+    return {"the whole list": lambda: catalogue.recommend(user, scenario),
+            "scores of all items": lambda: catalogue.scorer.scores([user], scenario, log, when, {}),
+            "the same, with the question checked": lambda: catalogue.scores([user], scenario),
+            "the user's rows": lambda: log.rows([user], when),
+            "the whole list, seen items too": lambda: catalogue.recommend(user, scenario, exclude_seen=False),
+            "top_k, ties in order": lambda: rank.top_k(score, 10),
+            "ten rows of the items' frame": lambda: catalogue.prep.items.iloc[pick]}
 
 
 def main():
@@ -93,13 +95,13 @@ def main():
     device = pick_device(args.device)
     n_items, many = (5_000, 50) if args.quick else (100_000, 1000)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    prep, model = shop(n_items, 2000, 10_000 if args.quick else 60_000, device)
-    user, scenario = int(prep.log.user_id.value_counts().index[100]), "home"
-    catalogue = rank.Catalogue(model, prep)
+    prep, log, model = shop(n_items, 2000, 10_000 if args.quick else 60_000, device)
+    user, scenario = int(log.events.user_id.value_counts().index[100]), "home"
+    catalogue = rank.Catalogue(model, prep, log)
     block = 2**13 if device.type == "cpu" else n_items
     with torch.inference_mode(): bare = Bare(model, prep, scenario, block)
-    frame = prep.items[["item_id"]][:1].assign(user_id=user, scenario=scenario, timestamp=int(prep.log.timestamp.max()) + 1)
-    batch = prep.transform(frame, log=prep.log).to(device)
+    frame = prep.items[["item_id"]][:1].assign(user_id=user, scenario=scenario, timestamp=log.last + 1)
+    batch = prep.transform(frame, log=log).to(device)
     given = batch.fields, batch.history_table, batch.present_table
     expected = catalogue.scores([user], scenario)[0]
     with torch.inference_mode(): torch.testing.assert_close(bare.scores(*given).sigmoid().cpu(), expected, atol=1e-5, rtol=1e-5)
@@ -107,7 +109,7 @@ def main():
     ways = {"bare tensor code": lambda: bare(*given), "catalogue": lambda: catalogue.recommend(user, scenario)}
     repeats = max(args.repeats, 20) if not args.quick else 3
     quick = in_turn(ways, repeats, sync)
-    slow = in_turn({"catalogue": ways["catalogue"], "plain recommend": lambda: rank.recommend(model, prep, user, scenario)}, args.repeats, sync)
+    slow = in_turn({"catalogue": ways["catalogue"], "plain recommend": lambda: rank.recommend(model, prep, log, user, scenario)}, args.repeats, sync)
     rows = []
     for name, seconds, other in (("bare tensor code", quick["bare tensor code"], quick["bare tensor code"]), ("catalogue", quick["catalogue"], quick["bare tensor code"]),
                                  ("plain recommend", slow["plain recommend"], slow["catalogue"])):
@@ -115,7 +117,7 @@ def main():
         against = "catalogue" if name == "plain recommend" else "bare"
         rows.append(dict(way=name, users=1, items=n_items, ms=1000*statistics.median(seconds), against=against, ratio=middle, low=low, high=high))
     for u in (10, many):
-        users = prep.users.user_id[:u].tolist()
+        users = log.users.user_id[:u].tolist()
         turns = 1 if u == many else args.repeats
         found = in_turn({"bare": lambda: [bare(*given) for _ in range(u)], "scores": lambda: catalogue.scores(users, scenario)}, turns, sync)
         middle, low, high = ratio(found["scores"], found["bare"])

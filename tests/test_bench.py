@@ -1,5 +1,6 @@
 "The benchmarks run, at sizes that say nothing about speed; what they wrote last has date, commit and hardware."
 import json
+import re
 import subprocess
 import sys
 
@@ -32,3 +33,9 @@ def test_in_turn_alternates_and_ratios_go_pair_by_pair():
     seconds = common.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
     assert order == ["a", "b"]*4 and [len(s) for s in seconds.values()] == [3, 3]
     assert common.ratio([2., 9., 4.], [1., 3., 4.]) == (2., 1., 3.)
+
+
+@pytest.mark.parametrize("path", sorted((notebooks.ROOT/"bench").glob("*.py")), ids=lambda p: p.stem)
+def test_what_is_measured_is_what_users_can_call(path):
+    private = re.findall(r"\b(?:core|data|logs|preprocess|fusion|model|train|rank)\._[a-z]\w*", path.read_text(encoding="utf-8"))
+    assert not private, f"{path.name} calls {', '.join(private)}"
