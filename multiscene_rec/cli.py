@@ -29,15 +29,16 @@ from .model import model_names
 from .predictor import observable_ceiling
 from .preprocess import EventLog, Preprocessor, clean, time_split
 from .rank import recommend
-from .runs import as_json as as_json_text, evaluate_log, import_module, list_for, picture, plain_text, read_schema, show, train_log
+from .runs import as_json as as_json_text
+from .runs import evaluate_log, import_module, list_for, picture, plain_text, read_schema, show, train_log
 from .storage import foreign_file, replaced_folder
 from .train import FiniteCheck, KeepBest, Progress, attention_map, compare, interest_models, plot_map
 
 # %% ../nbs/90_cli.ipynb #a12e11b6
 _NAMES = {"none": "no history", "own": "own scenario", "mean": "mean", "concat": "concatenation", "attention": "attention"}
-_DEMO = ("metrics.csv", "attention.png", "curve.png", "model", "preprocess", "log")
+_DEMO = ("metrics.csv", "attention.png", "curve.png", "model", "preprocess")
 
-def _say(text=""): # Progress goes to the same stream as results: a demo is read, not piped
+def _say(text=""): # Progress goes to the same stream as results: a demo is read, not piped. Names in a log are shown, never obeyed
     print(plain_text(text), flush=True)
 
 def _hint(text): # News that must not get between the results
@@ -55,17 +56,19 @@ def compare_table(
     return table.reindex(index=results.model.unique(), columns=[*(n for n in order if n not in last), *last])
 
 # %% ../nbs/90_cli.ipynb #0abb9b6c
-def _run(spec, parts, user, seed, device, ceilings=(), patience=2, progress=True, towers=False, **options): # Train every fusion and say how each did as soon as it is known
+def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, towers=False, **options): # Every fusion, told at once
     train, valid, test = parts
     results, found = [], {}
-    callbacks = (FiniteCheck(), KeepBest(patience), *((Progress(),) if progress else ()))
+    options["callbacks"] = (FiniteCheck(), KeepBest(patience), *((Progress(),) if progress else ()))
     for fusion, make in interest_models(spec, tuple(_NAMES), towers=towers).items():
-        found[fusion] = compare({_NAMES[fusion]: make}, train, valid, test, user, (seed,), device=device, callbacks=callbacks, **options)
+        found[fusion] = compare({_NAMES[fusion]: make}, train, valid, test, user, (seed,), **options)
         results.append(found[fusion].frame)
         macro = results[-1].set_index("scenario").loc["macro"]
-        _say(f"  {_NAMES[fusion]:<14} AUC {macro.auc:.3f}   GAUC {macro.gauc:.3f}   log loss {macro.log_loss:.3f}   (mean over scenarios)")
+        line = f"AUC {macro.auc:.3f}   GAUC {macro.gauc:.3f}   log loss {macro.log_loss:.3f}   (mean over scenarios)"
+        _say(f"  {_NAMES[fusion]:<14} {line}")
     scenario = np.array(spec.scenarios, dtype=object)[test.scenario.numpy()]
-    for name, prob in ceilings: results.append(report(test.label.numpy(), prob, scenario, user).reset_index().assign(model=name))
+    for name, prob in ceilings:
+        results.append(report(test.label.numpy(), prob, scenario, user).reset_index().assign(model=name))
     best = found["attention"]
     return pd.concat(results, ignore_index=True), best.models["attention"], best.logs["attention"]
 
@@ -80,7 +83,8 @@ def _write(out, results, log, maps): # What a reader may want to keep
     (out/"demo.txt").write_text("written by multiscene-rec demo\n")
 
 def _tables(results):
-    for metric, title in (("auc", "AUC"), ("gauc", "GAUC (AUC inside users)"), ("log_loss", "log loss (nats per row, lower is better)")):
+    titles = dict(auc="AUC", gauc="GAUC (AUC inside users)", log_loss="log loss (nats per row, lower is better)")
+    for metric, title in titles.items():
         _say(f"\n{title}\n{show(compare_table(results, metric).rename_axis(index=None, columns=None))}")
 
 # %% ../nbs/90_cli.ipynb #d4329c6b
@@ -107,50 +111,52 @@ def true_mixing(
 # %% ../nbs/90_cli.ipynb #a8241332
 def _mall_lists(model, prep, log): # The busiest user of the log, in two scenarios
     user = log.events.user_id.value_counts().index[0]
-    _say(f"\nTen items for user {user}, who has {int((log.events.user_id == user).sum())} rows of history, in two scenarios")
+    rows = int((log.events.user_id == user).sum())
+    _say(f"\nTen items for user {user}, who has {rows} rows of history, in two scenarios")
     for scenario in ("home", "search"):
         top = recommend(model, prep, log, user, scenario, k=10)
-        _say(f"\n{scenario}\n{show(top[['rank', 'title', 'category', 'price', 'score']].set_index('rank').rename_axis(None))}")
+        top = top[["rank", "title", "category", "price", "score"]]
+        _say(f"\n{scenario}\n{show(top.set_index('rank').rename_axis(None))}")
 
-def _demo_mall(out, seed, device, quick, progress):
+def _demo_mall(out, seed, quick, **options):
     mall, (train, valid, test) = _mall_data(seed, quick)
     prep = Preprocessor().fit(train, users=mall.users, items=mall.items)
     log = EventLog(pd.concat([train, valid, test]), mall.users)
     parts = [prep.transform(part, log=log) for part in (train, valid, test)]
     _say(f"\nTraining on {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on the last {len(test):,}")
     ceilings = [("ceiling: the log", observable_ceiling(mall, test)), ("ceiling: the truth", mall.truth(test))]
-    size = dict(epochs=10, patience=2, batch_size=256) if quick else dict(epochs=8, patience=1, batch_size=1024)
-    results, model, curve = _run(prep.spec, parts, test.user_id.to_numpy(), seed, device, ceilings, progress=progress, **size)
+    options |= dict(epochs=10, patience=2, batch_size=256) if quick else dict(epochs=8, patience=1, batch_size=1024)
+    results, model, curve = _run(prep.spec, parts, test.user_id.to_numpy(), seed, ceilings, **options)
     _tables(results)
-    order = list(mall.scenarios)
-    _write(out, results, curve, {"learned attention": attention_map(model, parts[2]).loc[order, order], "true mixing": true_mixing(mall)})
+    learned = attention_map(model, parts[2]).loc[list(mall.scenarios), list(mall.scenarios)]
+    _write(out, results, curve, {"learned attention": learned, "true mixing": true_mixing(mall)})
     _mall_lists(model, prep, log)
-    model.save(out/"model")
-    prep.save(out/"preprocess")
+    return model, prep
 
 # %% ../nbs/90_cli.ipynb #3fef0f24
-def _demo_coupons(path, out, seed, device, quick, progress):
+_SITUATIONS = {
+    "7AM, alone, on the way to work": dict(time="7AM", passanger="Alone", destination="Work"),
+    "6PM, with friends, no urgent place": dict(time="6PM", passanger="Friend(s)", destination="No Urgent Place")}
+
+def _demo_coupons(path, out, seed, quick, **options):
     frame = load_coupons(path)
-    train, valid, test = split_respondents(frame, seed)
-    _say(f"In-vehicle coupons (UCI 603): {len(frame):,} answers of {frame.respondent.nunique()} respondents, {frame.Y.mean():.1%} would accept.\n"
-         "Nothing is dropped: a survey without ids cannot tell a duplicate from a twin.\n")
+    parts = train, valid, test = split_respondents(frame, seed)
+    _say(f"In-vehicle coupons (UCI 603): {len(frame):,} answers of {frame.respondent.nunique()} respondents, "
+         f"{frame.Y.mean():.1%} would accept.\nNothing is dropped: a survey without ids cannot tell a duplicate from a twin.\n")
     about = frame.groupby("coupon", sort=False).agg(rows=("Y", "size"), accepted=("Y", "mean"))
     _say(show(about.rename_axis(None)))
     encoder = CouponEncoder().fit(train)
-    parts = [encoder.transform(part) for part in (train, valid, test)]
-    _say(f"\nTraining on {train.respondent.nunique()} respondents, choosing the epoch on {valid.respondent.nunique()}, testing on {test.respondent.nunique()} others")
-    results, model, curve = _run(encoder.spec, parts, test.respondent.to_numpy(), seed, device, progress=progress, towers=True,
-                                 batch_size=256, lr=1e-3, epochs=6 if quick else 20, patience=3)
+    people = [part.respondent.nunique() for part in parts]
+    _say(f"\nTraining on {people[0]} respondents, choosing the epoch on {people[1]}, testing on {people[2]} others")
+    parts = [encoder.transform(part) for part in parts]
+    options |= dict(towers=True, batch_size=256, lr=1e-3, epochs=6 if quick else 20, patience=3)
+    results, model, curve = _run(encoder.spec, parts, test.respondent.to_numpy(), seed, **options)
     _tables(results)
     _write(out, results, curve, {"learned attention": attention_map(model, parts[2])})
-    contexts = {"7AM, alone, on the way to work": dict(time="7AM", passanger="Alone", destination="Work"),
-                "6PM, with friends, no urgent place": dict(time="6PM", passanger="Friend(s)", destination="No Urgent Place")}
-    respondent = test.respondent.iloc[0]
-    lists = context_lists(model, encoder, frame, respondent, contexts)
-    for title, part in lists.groupby("context", sort=False):
-        _say(f"\nCoupon kinds for respondent {respondent}, {title}\n{show(part.set_index('rank')[['coupon', 'score']].rename_axis(None))}")
-    model.save(out/"model")
-    encoder.save(out/"preprocess")
+    one = test.respondent.iloc[0]
+    for title, part in context_lists(model, encoder, frame, one, _SITUATIONS).groupby("context", sort=False):
+        _say(f"\nCoupon kinds for respondent {one}, {title}\n{show(part.set_index('rank')[['coupon', 'score']].rename_axis(None))}")
+    return model, encoder
 
 # %% ../nbs/90_cli.ipynb #40121a5b
 class Data(str, Enum):
@@ -181,15 +187,15 @@ def demo(
     if path is not None and data is Data.mall: raise ValueError("--path goes with --data coupons; the mall is made, not read")
     if foreign := foreign_file(out, "demo.txt", _DEMO):
         raise ValueError(f"{out} holds {foreign!r}, which is not of a demo: name a new folder with --out")
+    options = dict(seed=seed, quick=quick, device=device, progress=progress)
     with replaced_folder(out) as work:
-        if data is Data.mall: _demo_mall(work/"run", seed, device, quick, progress)
-        else: _demo_coupons(path, work/"run", seed, device, quick, progress)
+        new = work/"run"
+        model, prep = _demo_mall(new, **options) if data is Data.mall else _demo_coupons(path, new, **options)
+        model.save(new/"model")
+        prep.save(new/"preprocess")
     _say(f"\nWritten to {out}: metrics.csv, attention.png, curve.png and the trained model")
 
 # %% ../nbs/90_cli.ipynb #964b1dfe
-_Split = Enum("Split", {n: n for n in ("time", "user")}, type=str)
-_TimeUnit = Enum("TimeUnit", {n: n for n in ("s", "ms", "us", "ns", "days", "none")}, type=str)
-
 class _Stopped(Exception): # Ctrl-C, with words that the parser of options would swallow
     pass
 
@@ -199,10 +205,12 @@ def _stoppable(work, *args, **options):
 
 def _columns(schema, **named): # What the options say of the columns
     named = {k: v for k, v in named.items() if v}
-    if schema is not None and named: raise ValueError(f"--schema names the columns already: leave --{next(iter(named))} out, or write it into {schema}")
-    return dict(schema=read_schema(schema)) if schema is not None else dict(columns=named)
+    if schema is None: return dict(columns=named)
+    if named:
+        raise ValueError(f"--schema names the columns already: leave --{next(iter(named))} out, or write it into {schema}")
+    return dict(schema=read_schema(schema))
 
-def _params(words, fusion, towers): # key=value, the value as JSON where it is JSON, else text; --fusion and --towers are short forms
+def _params(words, fusion, towers): # key=value, as JSON where it is JSON; --fusion and --towers are short forms
     params = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -213,61 +221,85 @@ def _params(words, fusion, towers): # key=value, the value as JSON where it is J
     return params | (dict(towers=True) if towers else {})
 
 def _results(out, metrics): # For the screen
-    _say(f"\nTest rows (intervals: 95 %, over users)\n{show(metrics.drop(columns=['log_loss_low', 'log_loss_high']))}")
-    _say(f"\nWritten to {out}: {', '.join(sorted(p.name for p in out.iterdir() if not p.name.startswith('.')))}")
+    table = show(metrics.drop(columns=["log_loss_low", "log_loss_high"]))
+    written = ", ".join(sorted(p.name for p in out.iterdir() if not p.name.startswith(".")))
+    _say(f"\nTest rows (intervals: 95 %, over users)\n{table}\n\nWritten to {out}: {written}")
+
+# %% ../nbs/90_cli.ipynb #3805e88a
+def _option(kind, help, *names, **limits): # An option with its type and its line of help
+    return Annotated[kind, typer.Option(*names, help=help, **limits)]
+
+_Log = Annotated[str, typer.Argument(help="a .csv, .csv.gz or .parquet file; or movielens-100k, from an installed recbole")]
+_Folder = Annotated[Path, typer.Argument(help="folder that train wrote")]
+_User = _option(str | None, "column of the user  [user_id]")
+_Item = _option(str | None, "column of the item  [item_id]")
+_Scenario = _option(str | None, "column of the scenario  [scenario]")
+_Time = _option(str | None, "column of the time, in seconds or ISO text  [timestamp]")
+_Label = _option(list[str] | None, "column of the answer, 0 or 1; again for further answers  [clicked]")
+_SchemaFile = _option(Path | None, "JSON or TOML file that names all columns, features too")
+_Users = _option(Path | None, "file with one row per user")
+_Items = _option(Path | None, "file with one row per item")
+_Drop = _option(list[str] | None, "a feature to leave out; again for more")
+
+# %% ../nbs/90_cli.ipynb #51ed9ffe
+_By = Enum("Split", {n: n for n in ("time", "user")}, type=str)
+_Unit = Enum("TimeUnit", {n: n for n in ("s", "ms", "us", "ns", "days", "none")}, type=str)
+_Split = _option(_By, "what the test rows are: the latest, or those of other users")
+_Price = _option(str | None, "column of prices: drop rows where it is not above 0, or absurd")
+_Window = _option(float, "seconds within which rows of one user, item and scenario are one exposure", min=0)
+_TimeUnit = _option(_Unit | None, "unit of the time column; none: any numbers, kept as they are")
+_AnyTime = _option(bool, "accept times outside 1990 to 2099", "--any-time")
+_Model = _option(str, f"one of {', '.join(model_names())}, or package.module:Class")
+_Set = _option(list[str] | None, "an argument of the model, key=value; again for more", "--set")
+_Fusion = _option(str | None, "how histories are fused; short for --set fusion=NAME")
+_Towers = _option(bool, "one head per scenario; short for --set towers=true", "--towers")
+_Import = _option(list[str] | None, "module that defines a model of your own; again for more", "--import")
+
+# %% ../nbs/90_cli.ipynb #db7c26c0
+_Out = _option(Path, "folder for the model and all that belongs to it")
+_Epochs = _option(int, "passes over the rows, at most", min=1)
+_BatchSize = _option(int, "rows in a step, of each process", min=1)
+_Rate = _option(float, "step size")
+_Patience = _option(int, "stop after so many epochs without a lower validation loss", min=1)
+_Seed = _option(int, "of everything random", min=0)
+_Device = _option(str, "auto, cpu, cuda or mps")
+_Precision = _option(str, "fp32 or bf16")
+_Resume = _option(bool, "go on with a run that was stopped", "--resume")
+_Overwrite = _option(bool, "replace the model that the folder holds", "--overwrite")
+_Bar = _option(bool, "a bar for each epoch, where somebody watches")
+_Newer = _option(Path | None, "a newer file with one row per user")
+_Json = _option(bool, "JSON for scripts, and nothing else on stdout", "--json")
 
 # %% ../nbs/90_cli.ipynb #95597b76
 @app.command("train")
 def _train_command(
-    log: Annotated[str, typer.Argument(help="a .csv, .csv.gz or .parquet file; or movielens-100k, from an installed recbole")],
-    out: Annotated[Path, typer.Option(help="folder for the model and all that belongs to it")],
-    user: Annotated[str | None, typer.Option(help="column of the user  [user_id]")] = None,
-    item: Annotated[str | None, typer.Option(help="column of the item  [item_id]")] = None,
-    scenario: Annotated[str | None, typer.Option(help="column of the scenario  [scenario]")] = None,
-    time: Annotated[str | None, typer.Option(help="column of the time, in seconds or ISO text  [timestamp]")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="column of the answer, 0 or 1; again for further answers  [clicked]")] = None,
-    schema: Annotated[Path | None, typer.Option(help="JSON or TOML file that names all columns, features too")] = None,
-    users: Annotated[Path | None, typer.Option(help="file with one row per user")] = None,
-    items: Annotated[Path | None, typer.Option(help="file with one row per item")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="a feature to leave out; again for more")] = None,
-    split: Annotated[_Split, typer.Option(help="what the test rows are: the latest, or those of other users")] = _Split.time,
-    price: Annotated[str | None, typer.Option(help="column of prices: drop rows where it is not above 0, or absurd")] = None,
-    window: Annotated[float, typer.Option(min=0, help="seconds within which rows of one user, item and scenario are one exposure")] = 5.0,
-    time_unit: Annotated[_TimeUnit | None, typer.Option(help="unit of the time column; none: any numbers, kept as they are")] = None,
-    any_time: Annotated[bool, typer.Option("--any-time", help="accept times outside 1990 to 2099")] = False,
-    model: Annotated[str, typer.Option(help=f"one of {', '.join(model_names())}, or package.module:Class")] = "interest",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="an argument of the model, key=value; again for more")] = None,
-    fusion: Annotated[str | None, typer.Option(help="how histories are fused; short for --set fusion=NAME")] = None,
-    towers: Annotated[bool, typer.Option("--towers", help="one head per scenario; short for --set towers=true")] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the rows, at most")] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, help="rows in a step, of each process")] = 1024,
-    lr: Annotated[float, typer.Option(help="step size")] = 4e-3,
-    patience: Annotated[int, typer.Option(min=1, help="stop after so many epochs without a lower validation loss")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="of everything random")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was stopped")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the model that the folder holds")] = False,
-    progress: Annotated[bool, typer.Option(help="a bar for each epoch, where somebody watches")] = True,
+    log: _Log, out: _Out,
+    user: _User = None, item: _Item = None, scenario: _Scenario = None, time: _Time = None, label: _Label = None,
+    schema: _SchemaFile = None, users: _Users = None, items: _Items = None, drop: _Drop = None,
+    split: _Split = _By.time, price: _Price = None, window: _Window = 5.0,
+    time_unit: _TimeUnit = None, any_time: _AnyTime = False,
+    model: _Model = "interest", set_: _Set = None, fusion: _Fusion = None, towers: _Towers = False,
+    epochs: _Epochs = 10, batch_size: _BatchSize = 1024, lr: _Rate = 4e-3, patience: _Patience = 2,
+    seed: _Seed = 0, device: _Device = "auto", precision: _Precision = "fp32",
+    resume: _Resume = False, overwrite: _Overwrite = False, progress: _Bar = True,
 ) -> None:
     """Train on a log of your own; writes the model, its metrics, pictures and a model card."""
     given = _columns(schema, user=user, item=item, scenario=scenario, time=time, label=label)
     rows = dict(users=users, items=items, drop=tuple(drop or ()), split=split.value, price=price, window=window,
                 time_unit=None if time_unit is None else time_unit.value, any_time=any_time)
-    how = dict(model=model, params=_params(set_ or [], fusion, towers), epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed,
-               device=device, precision=precision, resume=resume, overwrite=overwrite, progress=progress)
-    metrics = _stoppable(train_log, log, out, say=_say, **given, **rows, **how)
+    how = dict(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed, device=device,
+               precision=precision, resume=resume, overwrite=overwrite, progress=progress)
+    params = _params(set_ or [], fusion, towers)
+    metrics = _stoppable(train_log, log, out, say=_say, model=model, params=params, **given, **rows, **how)
     if len(metrics): _results(out, metrics)
 
 # %% ../nbs/90_cli.ipynb #bfde2315
 @app.command("evaluate")
 def _evaluate_command(
-    folder: Annotated[Path, typer.Argument(help="folder that train wrote")],
+    folder: _Folder,
     log: Annotated[str, typer.Argument(help="a log with the same columns")],
     used: Annotated[bool, typer.Option("--used", help="count rows too that the model was trained with")] = False,
-    users: Annotated[Path | None, typer.Option(help="a newer file with one row per user")] = None,
-    module: Annotated[list[str] | None, typer.Option("--import", help="module that defines a model of your own; again for more")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for scripts, and nothing else on stdout")] = False,
+    users: _Newer = None, module: _Import = None, as_json: _Json = False,
 ) -> None:
     """Measure a trained model on a log: rows it was trained with are left out."""
     for name in module or (): import_module(name)
@@ -278,39 +310,44 @@ def _evaluate_command(
 # %% ../nbs/90_cli.ipynb #026471f5
 @app.command("recommend")
 def _recommend_command(
-    folder: Annotated[Path, typer.Argument(help="folder that train wrote")],
+    folder: _Folder,
     user: Annotated[str, typer.Option(help="user id; an unknown one gets a list without history")],
     scenario: Annotated[str, typer.Option(help="where the list will be shown")],
     k: Annotated[int, typer.Option("-k", help="length of the list")] = 10,
     log: Annotated[str | None, typer.Option(help="a newer log: what happened since the training")] = None,
-    users: Annotated[Path | None, typer.Option(help="a newer file with one row per user")] = None,
     seen: Annotated[bool, typer.Option("--seen", help="list items too that the user was shown before")] = False,
     diversity: Annotated[float, typer.Option(help="0 sorts by interest alone, up to 1 for variety")] = 0.0,
-    task: Annotated[str | None, typer.Option(help="which answer counts, where the model predicts several  [the first]")] = None,
-    module: Annotated[list[str] | None, typer.Option("--import", help="module that defines a model of your own; again for more")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for scripts, and nothing else on stdout")] = False,
+    task: Annotated[str | None, typer.Option(help="which answer counts, where there are several  [the first]")] = None,
+    users: _Newer = None, module: _Import = None, as_json: _Json = False,
 ) -> None:
     """Print the items that a user may like best in a scenario."""
     for name in module or (): import_module(name)
-    top, note = list_for(folder, user, scenario, log, users, k=k, exclude_seen=not seen, diversity=diversity, task=task)
+    options = dict(k=k, exclude_seen=not seen, diversity=diversity, task=task)
+    top, note = list_for(folder, user, scenario, log, users, **options)
     if note: _hint(note)
     if as_json: return print(as_json_text(top.to_dict("records")), end="")
-    print(plain_text(top.set_index("rank").rename_axis(None).assign(score=top.score.map("{:.3f}".format).to_numpy()).to_string()))
+    score = top.score.map("{:.3f}".format).to_numpy()
+    print(plain_text(top.set_index("rank").rename_axis(None).assign(score=score).to_string()))
 
 # %% ../nbs/90_cli.ipynb #a8917cbb
 _MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) # what our functions raise for wrong input
 
 def _complain(text): # One line; under torchrun only the first process speaks of what all of them meet
     alone = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if int(os.environ.get("RANK", 0)) == 0 or alone: print(f"multiscene-rec: {plain_text(' '.join(text.split()))}", file=sys.stderr)
+    if int(os.environ.get("RANK", 0)) and not alone: return
+    print(f"multiscene-rec: {plain_text(' '.join(text.split()))}", file=sys.stderr)
 
+# %% ../nbs/90_cli.ipynb #f987aba2
 def main(
     args: list[str] | None = None, # Words of the command line; None takes them from the shell
 ) -> int: # Exit code: 0, or 2 for a mistake of the user, or 130 after Ctrl-C
-    """Run the command; a mistake is one line on stderr, and anything else is a fault of ours and raised. With `--debug` the traceback comes too."""
-    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1) # layers this small lose more to waiting threads than they gain
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace") # a terminal that knows no Chinese is no reason to stop
+    """Run the command; a mistake is one line on stderr, and anything else is a fault of ours and raised.
+
+    With `--debug` the traceback comes too.
+    """
+    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1) # layers this small lose more to waiting threads
+    for stream in (sys.stdout, sys.stderr): # a terminal that knows no Chinese is no reason to stop
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if args is None else list(args)
     debug, words = "--debug" in words, [w for w in words if w != "--debug"]
     try: code = app(words, standalone_mode=False, prog_name="multiscene-rec")
@@ -318,9 +355,9 @@ def main(
         _complain(str(e) or "stopped")
         return 130
     except Exception as e:
-        said = e.format_message() if hasattr(e, "format_message") else str(e) # the parser's own errors know how to read
-        if not isinstance(e, _MISTAKES) and not hasattr(e, "format_message"): raise
+        parsing = hasattr(e, "format_message") # the parser's own errors know how to read
+        if not isinstance(e, _MISTAKES) and not parsing: raise
         if debug: traceback.print_exc()
-        if said: _complain(said)
+        if said := e.format_message() if parsing else str(e): _complain(said)
         return 2
     return int(code or 0)
