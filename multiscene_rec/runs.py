@@ -4,6 +4,8 @@ The folder of a run: `model/` and `preprocess/` can be shipped; `log/` holds use
 names the checksums of all three, so that parts of two runs never go together. The rest is for readers: metrics, pictures, card.
 """
 import contextlib
+import csv
+import gzip
 import importlib
 import io
 import json
@@ -66,7 +68,8 @@ def some(names, most=10): # A list in words, not longer than a line
 
 def as_json(value): # Text of plain data; NaN, which JSON does not have, becomes null
     plain = lambda x: x.item() if isinstance(x, np.generic) else str(x)
-    return json.dumps(json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None), indent=1, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text) + "\n" # a terminal obeys these; those below 32 are escaped already
 
 def picture(
     figure, # A matplotlib figure; it is closed
@@ -138,24 +141,32 @@ class Log:
 def _side_table(path, key, log, option): # A file of users or items, its ids of the same kind as the log's
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"{option}: no such file: {path}")
-    if path.suffix == ".parquet": table = require("pyarrow.parquet", "data").read_table(path).to_pandas()
-    else:
-        sep, names = _header(path)
-        if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f"{option}: {path}: column {min(twice)!r} appears twice in the header")
-        try: table = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig", dtype={key: "str"}, skipinitialspace=True)
-        except (ValueError, OSError) as e: raise ValueError(f"{option}: {path} is not a table: {' '.join(str(e).split())}") from None
-    if key not in table: raise ValueError(f"{option}: {path} lacks column {key!r}; there are: {', '.join(map(str, table.columns))}")
-    if pd.api.types.is_numeric_dtype(log[key]):
-        number = pd.to_numeric(table[key], errors="coerce")
+    try: table = _read_side(path, key)
+    except (ValueError, OSError, EOFError) as e: raise ValueError(f"{option}: {path} is not a table: {' '.join(str(e).split())}") from None
+    names = list(map(str, table.columns))
+    if twice := [n for n in names if names.count(n) > 1]: raise ValueError(f"{option}: {path}: column {twice[0]!r} appears twice in the header; rename one of the two")
+    if key not in table: raise ValueError(f"{option}: {path} lacks column {key!r}; there are: {', '.join(names)}")
+    if pd.api.types.is_numeric_dtype(log[key]): # "007" is not 7, as in the log
+        text = table[key].astype(object).where(table[key].notna(), "").astype(str).str.strip()
+        number = pd.to_numeric(text.where(text.str.fullmatch(r"(0|-?[1-9]\d{0,17})(\.0)?")), errors="coerce")
         table[key] = number.where(number % 1 == 0).astype("Int64")
+    else: table[key] = table[key].map(str, na_action="ignore")
     if table[key].isna().any():
         raise ValueError(f"{option}: {path}: column {key!r}, row {int(table[key].isna().argmax()) + 1} below the header has no id such as the log's")
-    return table.astype({key: log[key].dtype})
+    table = table.astype({key: log[key].dtype})
+    if not log[key].isin(table[key]).any():
+        raise ValueError(f"{option}: {path}: column {key!r} holds no id of the log; the log has {some(log[key].unique(), 2)}, the file {some(table[key].unique(), 2)}")
+    return table
 
-def _header(path): # The separator, of the four usual ones that which appears most often, and the names
-    with open(path, encoding="utf-8-sig", errors="replace") as f: header = f.readline().rstrip("\r\n")
-    sep = max(",;\t|", key=header.count)
-    return sep, [name.strip().strip('"') for name in header.split(sep)]
+def _read_side(path, key): # As it stands in the file; names that stand twice are kept so
+    if path.suffix == ".parquet":
+        frame = require("pyarrow.parquet", "data").read_table(path)
+        return frame.to_pandas() if len(set(frame.column_names)) == len(frame.column_names) else pd.DataFrame(columns=frame.column_names)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f: header = f.readline().rstrip("\r\n")
+    sep = max(",;\t|", key=header.count) # of the four usual ones the one that appears most often
+    names = [name.strip() for name in next(csv.reader([header], delimiter=sep), [])]
+    frame = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig", dtype={key: "str"}, skipinitialspace=True, index_col=False)
+    return frame.set_axis(names, axis=1) if len(names) == frame.shape[1] else frame
 
 def _coverage(log, table, key, option): # What a table of users or items does not know
     if table is None: return []
@@ -165,6 +176,15 @@ def _coverage(log, table, key, option): # What a table of users or items does no
         ids = log[key][new].nunique()
         what = "can never be recommended" if option == "--items" else "count as unknown in every column of that file"
         notes.append(f"{ids:,} of {log[key].nunique():,} ids in column {key!r} are not in the file of {option}: they {what}")
+    return notes
+
+def _contradictions(log, items, schema): # Training reads what the log says of an item, lists read the file
+    notes = []
+    for c in () if items is None else schema.item_columns:
+        if c not in schema.categorical or c not in log or c not in items: continue
+        said, known = items.set_index(schema.item)[c].reindex(log[schema.item]).to_numpy(), log[c].to_numpy()
+        differs = (said.astype(str) != known.astype(str)) & pd.notna(said) & pd.notna(known)
+        if differs.any(): notes.append(f"in {int(differs.sum()):,} of {len(log):,} rows column {c!r} of the log is not what the file of --items says of the item: training reads the log, lists read the file")
     return notes
 
 def _raw(path, schema, columns, users, items, time_unit): # (frame, users, items, schema) of a file, or of MovieLens under its name
@@ -196,7 +216,9 @@ def open_log(path, schema, price=None, columns=None, users=None, items=None, tim
     if len(names) > MANY_SCENARIOS:
         raise ValueError(f"column {schema.scenario!r} names {len(names):,} scenarios ({some(names, 3)}): is it the right column? At most {MANY_SCENARIOS} make sense")
     notes = [*_coverage(rows, users, schema.user, "--users"), *_coverage(rows, items, schema.item, "--items")]
-    return Log(str(path), rows.sort_values(schema.time, kind="stable"), users, items, schema, cleaning, notes)
+    if items is not None and not items[schema.item].duplicated().any(): notes += _contradictions(rows, items, schema)
+    name = str(path).encode("utf-8", "backslashreplace").decode() # a path may hold bytes that are no text
+    return Log(name, rows.sort_values(schema.time, kind="stable"), users, items, schema, cleaning, notes)
 
 def _split(log, by, seed): # train, valid, test; and what to remember of the cut
     schema = log.schema
@@ -265,15 +287,14 @@ def column_auc(
 def suspects(rows, log): # Features of the training rows that tell the label all by themselves: column -> AUC
     schema, found = log.schema, {}
     part = rows.sample(min(len(rows), 200_000), random_state=0)
-    label = part[schema.labels[0]].to_numpy(dtype=float)
-    if label.min() == label.max(): return {}
+    labels = [y for y in (part[name].to_numpy(dtype=float) for name in schema.labels) if y.min() < y.max()]
     for c in (*schema.categorical, *schema.numeric):
         if c in part: value = part[c]
         else:
             key, table = next(((k, t) for k, t in ((schema.item, log.items), (schema.user, log.users)) if t is not None and c in t), (None, None))
             if table is None: continue
             value = table[c].reindex(Vocabulary(words=table[key].tolist()).encode(part[key]) - 1)
-        score = column_auc(value.reset_index(drop=True), label, c in schema.numeric)
+        score = max((column_auc(value.reset_index(drop=True), label, c in schema.numeric) for label in labels), default=0.)
         if score > SUSPECT_COLUMN: found[c] = score
     return found
 
@@ -363,17 +384,24 @@ def train_log(
     if not first: say = say_nothing
     if training["device"] != "auto": pick_device(training["device"])
     whole_number("patience", patience)
-    out = settle(out)
+    out = Path(out).expanduser()
+    settle(out)
     if first or not resume: _free(out, resume, overwrite)
-    with replaced_folder(out) if first else contextlib.nullcontext(work_folder(out)) as work:
-        say(f"Reading {log}")
-        data = open_log(log, schema, price, columns, users, items, time_unit, any_time, window, drop)
-        run = _Training(data, out, work, split, seed, name, dict(params or {}), patience, progress, resume, training, say)
-        metrics = run.go(first)
-        if first:
-            run.about |= dict(price=price, time_unit=time_unit, any_time=any_time, window=window)
-            run.keep(work/"run")
+    before = _stamp(out)
+    try:
+        with replaced_folder(out) if first else contextlib.nullcontext(work_folder(out)) as work:
+            say(f"Reading {log}")
+            data = open_log(log, schema, price, columns, users, items, time_unit, any_time, window, drop)
+            run = _Training(data, out, work, split, seed, name, dict(params or {}), patience, progress, resume, training, say)
+            metrics = run.go(first)
+            if first:
+                run.about |= dict(price=price, time_unit=time_unit, any_time=any_time, window=window)
+                run.keep(work/"run")
+    except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(out, before)) from None
     return metrics
+
+def _stamp(out): # Tells a run from the one that replaces it
+    with contextlib.suppress(OSError): return (Path(out)/"run.json").stat().st_ino
 
 
 @dataclass
@@ -403,8 +431,7 @@ class _Training:
         folder = self.work/"checkpoint"
         if first and not self.resume: shutil.rmtree(folder, ignore_errors=True)
         callbacks = (FiniteCheck(), KeepBest(self.patience), *((Progress(),) if self.progress else ()), Checkpoint(folder, self.resume))
-        try: self.log = fit(self.model, train, valid, seed=self.seed, callbacks=callbacks, **self.training)
-        except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(self.out)) from None
+        self.log = fit(self.model, train, valid, seed=self.seed, callbacks=callbacks, **self.training)
         for row in self.log.frame.to_dict("records"):
             judged = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}" for k, v in row.items() if k.startswith("valid_auc"))
             self.say(f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss {row['valid_loss']:.4f}, {judged}"
@@ -492,7 +519,8 @@ def _span(value, low, high): # A number and its interval
     if np.isnan(value): return "-"
     return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-def _stopped(out): # For Ctrl-C
+def _stopped(out, before): # For Ctrl-C
+    if _stamp(out) not in (None, before): return f"stopped when all was done: {out} holds the whole run"
     if not _begun(out).exists(): return f"stopped before the first epoch was over: nothing was saved for {out}"
     return f"stopped; the last whole epoch is kept beside {out}: the same command with --resume goes on from it"
 
@@ -526,13 +554,12 @@ def load_run(
     Raises: `FileNotFoundError`; `ValueError` naming the file that is damaged or of another run; `ImportError` for a model or a
     part that is not defined here.
     """
-    folder = settle(folder)
+    folder = Path(folder).expanduser()
+    settle(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"no such folder: {folder}; name the one that train wrote")
     if not (folder/"run.json").is_file() and _begun(folder).is_file(): raise ValueError(f"the run for {folder} was stopped: finish it with train --resume")
     about, _ = read_record(folder, "run", WRITER, FORMAT)
-    with damage_named(folder/"run.json", WRITER):
-        belongs, cut = about["belongs"], about["split"]
-        if cut["by"] not in ("time", "user") or cut["by"] == "time" and not isinstance(cut["test_from"], int): raise ValueError("its split is not well formed")
+    with damage_named(folder/"run.json", WRITER): belongs = _well_formed(about)
     for name in ("model", "preprocess", "log"):
         path = folder/name/f"{name}.json"
         if name == "log" and not path.is_file(): continue
@@ -542,18 +569,52 @@ def load_run(
             raise ValueError(f"{path} does not belong to this run: it was written by another one; put the run's own file back, or train again")
     model, prep = Recommender.load(folder/"model"), Preprocessor.load(folder/"preprocess")
     if model.spec != prep.spec: raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
+    with damage_named(folder/"run.json", WRITER):
+        if [len(about["rates"][name]) for name in prep.schema.labels] != [len(prep.scenarios)]*len(prep.schema.labels): raise ValueError("its rates are not those of the scenarios")
     return Run(folder, model, prep, load_log(folder/"log") if (folder/"log"/"log.json").is_file() else None, about)
+
+def _well_formed(about): # What is read of run.json later on; returns the checksums of the parts
+    kinds = dict(belongs=dict, split=dict, rates=dict, window=(int, float), any_time=bool, price=(str, type(None)), time_unit=(str, type(None)))
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind): raise ValueError(f"its {name} is not well formed")
+    cut = about["split"]
+    if cut["by"] not in ("time", "user") or cut["by"] == "time" and type(cut["test_from"]) is not int: raise ValueError("its split is not well formed")
+    return about["belongs"]
 
 def _newer(run, path, users): # The log of the training and, if there is one, a newer file; and that file's clean rows
     schema, about = run.prep.schema, run.about
-    named = str(path) == "movielens-100k"
-    table = None if users is None else _side_table(users, schema.user, pd.DataFrame({schema.user: run.log.ids if run.log is not None else read_log(path, schema)[schema.user]}), "--users")
-    if path is None:
-        if run.log is None: raise ValueError(f"{run.folder} was shipped without its log: give --log FILE with what has happened so far")
-        return run.log, None
-    data = open_log(path, None if named else schema, about.get("price"), time_unit=about.get("time_unit"), any_time=about.get("any_time", False), window=about.get("window", 5.))
-    if run.log is None: return EventLog(data.rows, table if table is not None else data.users, schema), data
-    return with_news(run.log, data.rows, table), data
+    if path is None and run.log is None: raise ValueError(f"{run.folder} was shipped without its log: give --log FILE with what has happened so far")
+    data = None
+    if path is not None:
+        data = open_log(path, None if str(path) == "movielens-100k" else schema, about["price"], time_unit=about["time_unit"], any_time=about["any_time"], window=about["window"])
+        data.rows = _ids_as_known(run, data.rows, path)
+    table = None if data is None else data.users
+    if users is not None:
+        ids = run.log.ids if run.log is not None else data.rows[schema.user]
+        table = _side_table(users, schema.user, pd.DataFrame({schema.user: ids}), "--users")
+    if data is None: return (run.log if table is None else EventLog(run.log.events, table, schema)), None
+    if run.log is None: return EventLog(data.rows, table, schema), data
+    return with_news(run.log, data.rows, table if users is not None else None), data
+
+def _ids_as_known(run, rows, path): # 7 and "7" are one id where text was meant; text where numbers were is a mistake that no number would show
+    schema, known = run.prep.schema, {run.prep.schema.item: run.prep.items[run.prep.schema.item]}
+    if run.log is not None: known[schema.user] = pd.Series(run.log.ids)
+    for c, ids in known.items():
+        was, now = (pd.api.types.is_numeric_dtype(x) for x in (ids, rows[c]))
+        if was and not now:
+            odd = rows[c][~rows[c].map(str).str.fullmatch(r"0|-?[1-9]\d{0,17}")]
+            at = f", row {odd.index[0] + 1} below the header: {odd.iloc[0]!r}" if len(odd) else ""
+            raise ValueError(f"{path}: column {c!r}{at}: the ids of the training are whole numbers, such as {ids.iloc[0]}: write them the same way")
+        if now and not was: rows = rows.assign(**{c: rows[c].astype(str)})
+    return rows
+
+def _strangers(run, rows, path): # A log that knows nobody was perhaps written by another program
+    notes, schema = [], run.prep.schema
+    known = {schema.item: (run.prep.items[schema.item], "item")} | ({} if run.log is None else {schema.user: (run.log.ids, "user")})
+    for c, (ids, what) in known.items():
+        if not rows[c].isin(ids).any():
+            notes.append(f"no {what} in column {c!r} of {path} is known to the model: is the id written as in the training log ({some(ids[:2])}; here {some(rows[c].unique(), 2)})?")
+    return notes
 
 def evaluate_log(
     folder: str | Path, # That train_log wrote
@@ -570,6 +631,7 @@ def evaluate_log(
     schema, cut = run.prep.schema, run.about["split"]
     whole, data = _newer(run, log, users)
     rows = data.rows
+    for note in _strangers(run, rows, log): say(note)
     if not used and cut["by"] == "time": rows = rows[rows[schema.time] >= cut["test_from"]]
     elif not used:
         if run.log is None: raise ValueError(f"{run.folder} was shipped without its log, so nobody can say which users the model was trained with: --used counts all rows")
@@ -590,7 +652,7 @@ def list_for(
 ) -> tuple[pd.DataFrame, str | None]: # The list, and a line of news or None
     """The list for one user. Raises: as `load_run` and `recommend`."""
     run = load_run(folder)
-    whole, _ = _newer(run, log, users)
+    whole, data = _newer(run, log, users)
     if pd.api.types.is_numeric_dtype(whole.ids):
         try: user = int(user)
         except ValueError: raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None

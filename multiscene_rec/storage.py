@@ -386,6 +386,9 @@ def _swap(out, work): # The old folder out of the way, the new one in; nothing i
     except OSError as e:
         _put_back(out, work)
         raise OSError(e.errno, f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one lies in {work/'run'}", str(out)) from e
+    except BaseException: # Ctrl-C between the two
+        _put_back(out, work)
+        raise
     for left in work.iterdir():
         if left.is_dir(): shutil.rmtree(left, ignore_errors=True)
         elif left.name != ".lock": left.unlink(missing_ok=True)
