@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from bench.common import alone, in_turn, options, peak_mib, ratio, record
 from multiscene_rec import fusion, model as models
 from multiscene_rec.core import set_seed
-from multiscene_rec.data import toy_mall
+from multiscene_rec.data import Batch, toy_mall
 from multiscene_rec.extractor import FieldEmbedding
 from multiscene_rec.model import InterestModel
-from multiscene_rec.preprocess import Preprocessor
-from multiscene_rec.train import fit
+from multiscene_rec.preprocess import EventLog, Preprocessor
+from multiscene_rec.train import FiniteCheck, KeepBest, fit
 
 EVENTS_PER_USER = 25
+BESIDE = FiniteCheck(), KeepBest() # no bar, which a file would not show either
 
 
 def path(events, device, batch_size=4096):
@@ -40,10 +41,10 @@ def path(events, device, batch_size=4096):
         return made
     mall = step("toy_mall", lambda: toy_mall(n_users=max(events//EVENTS_PER_USER, 50), n_events=events))
     prep = step("Preprocessor.fit", lambda: Preprocessor().fit(mall.events, users=mall.users, items=mall.items))
-    rows = step("transform", lambda: prep.transform(mall.events))
+    rows = step("transform", lambda: prep.transform(mall.events, EventLog(mall.events, mall.users)))
     set_seed(0)
     model = InterestModel(prep.spec)
-    step("one epoch", lambda: fit(model, rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device, progress=False))
+    step("one epoch", lambda: fit(model, rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device, callbacks=BESIDE))
     return steps
 
 
@@ -55,17 +56,14 @@ def unchecked():
         yield
 
 
-PARTS = ("fields", "dense", "scenario", "label", "history_row")
-
-
 def bare_epoch(model, rows, precision, batch_size, seed=1):
     "What one would write by hand."
     device = rows.label.device
     optimiser = torch.optim.Adam(model.parameters(), lr=4e-3, fused=True)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(device)
-    mixed, part, total = {k: getattr(rows, k)[order] for k in PARTS}, rows[:1], 0.
+    mixed, total = {k: v[order] for k, v in rows.rows.items()}, 0.
     for i in range(0, len(rows), batch_size):
-        for k, v in mixed.items(): setattr(part, k, v[i:i + batch_size])
+        part = Batch._of({k: v[i:i + batch_size] for k, v in mixed.items()}, rows.tables)
         optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"): logits = model(part)
         loss = F.binary_cross_entropy_with_logits(logits.float(), part.label)
@@ -79,7 +77,7 @@ def speed(events, device, batch_size, repeats):
     "Rows a second of both, in turn."
     mall = toy_mall(n_users=max(events//EVENTS_PER_USER, 50), n_events=events)
     prep = Preprocessor().fit(mall.events, users=mall.users, items=mall.items)
-    rows = prep.transform(mall.events).to(device)
+    rows = prep.transform(mall.events, EventLog(mall.events, mall.users)).to(device)
     sync = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     kinds = [("fp32", False), ("bf16", False)]
     if device.startswith("cuda"): kinds += [("fp32", True), ("bf16", True)]
@@ -95,7 +93,7 @@ def speed(events, device, batch_size, repeats):
         def by_hand():
             with unchecked(): return bare_epoch(bare, rows, precision, batch_size)
         def by_fit(): return fit(made["fit"], rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device, precision=precision,
-                                 compile=compiled, progress=False)
+                                 compile=compiled, callbacks=BESIDE)
         seconds = in_turn({"fit": by_fit, "bare": by_hand}, repeats, sync)
         middle, low, high = ratio(seconds["bare"], seconds["fit"])
         per = {k: len(rows)/sorted(v)[len(v)//2] for k, v in seconds.items()}
