@@ -141,7 +141,7 @@ def bars(fig, title):
 def test_weights_without_a_history_by_a_loop(train, gone):
     target, blocks, names = "live", train["blocks"], list(train["spec"].scenarios)
     fig = train["removal_picture"](target, *(name not in gone for name in blocks))
-    with torch.no_grad(): alpha = train["quick"].models["attention"].explain(train["test"])[1].tolist()
+    with torch.no_grad(): alpha = train["quick"].models["attention"].explain(train["test"]).weights.tolist()
     sums, rows = dict.fromkeys(names, 0.), 0
     for a, t, present in zip(alpha, train["test"].scenario.tolist(), train["test"].present.tolist()):
         if names[t] != target or not all(present): continue
