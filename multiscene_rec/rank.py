@@ -135,9 +135,6 @@ def _check_context(prep, log, context): # Nothing that the item decides, and all
             raise ValueError(f"column {c!r} belongs to the moment of the list: give its value, context={{{c!r}: ...}}; "
                              "if it describes users, give EventLog(events, users)")
 
-def _as_log(prep, log): # A frame is sorted first
-    return log if isinstance(log, EventLog) else EventLog(log, None, prep.schema)
-
 def _checked(prep, log, users, scenario, when, context): # The log and the moment, once the question has been checked
     log = _as_log(prep, log)
     if scenario not in prep.scenarios:
@@ -149,6 +146,14 @@ def _checked(prep, log, users, scenario, when, context): # The log and the momen
     return log, log.last + 1 if when is None else int(when)
 
 # %% ../nbs/10_rank.ipynb #1a5538f2
+def _as_log(prep, log): # A frame is sorted first
+    if not isinstance(log, EventLog): return EventLog(log, None, prep.schema)
+    its, ours = log.schema.required, prep.schema.required
+    if its != ours:
+        raise ValueError(f"the log was made for the columns {', '.join(its)}, the preprocessor for {', '.join(ours)}: "
+                         "pass EventLog(events, users, prep.schema)")
+    return log
+
 def _check_list(k, diversity): # What can be known before any work is done
     whole_number("k", k)
     if not 0 <= diversity <= 1: raise ValueError(f"diversity runs from 0 to 1, got {diversity!r}")
