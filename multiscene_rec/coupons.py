@@ -244,15 +244,6 @@ class CouponEncoder(Preprocessor):
         if self.scenario == "coupon": _kinds(frame)
         return super().transform(_with_keys(frame, self.scenario))
 
-    @classmethod
-    def load(cls,
-        folder: str | Path, # That save wrote into
-    ) -> "CouponEncoder": # Fitted, equal to the one saved
-        """Read it back. Raises: as `Preprocessor.load`, and `ValueError` for a preprocessor of another kind."""
-        encoder = super().load(folder)
-        if encoder.schema == _SCHEMA: return encoder
-        raise ValueError(f"{folder} holds a preprocessor of other rows than coupons: read it with Preprocessor.load")
-
 # %% ../nbs/11_coupons.ipynb #50f582e3
 def split_respondents(
     frame: pd.DataFrame, # Rows as from load_coupons

@@ -630,6 +630,15 @@ def _scale(x, name, log, score): # (n,) float64; missing becomes 0, the mean
     if not (ok := abs(z) < 3e38).all(): raise ValueError(_too_large(x, name, ok)) # beyond float32
     return z
 
+# %% ../nbs/03_preprocess.ipynb #3b475af8
+def _plain(ids): # As an index; words of a category column as words
+    ids = pd.Index(ids, dtype=object if not len(ids) else None)
+    return pd.Index(np.asarray(ids)) if isinstance(ids.dtype, pd.CategoricalDtype) else ids
+
+def _kind_of(ids): # text, numbers, or a mix that only looks like one of them
+    kind = pd.api.types.infer_dtype(ids, skipna=True)
+    return "text" if kind == "string" else "a mix of text and numbers" if kind.startswith("mixed") and any(isinstance(x, str) for x in ids) else "numbers"
+
 # %% ../nbs/03_preprocess.ipynb #c9ba41cc
 def new_rows(
     log: pd.DataFrame, # What is known
@@ -646,10 +655,6 @@ def _frame(columns, name, tensors): # A stored frame, its words plain
     for c in columns:
         if c["words"] is not None and not {type(w) for w in c["words"]} <= {str, int, float, bool}: raise ValueError(f"the words of column {c['name']!r} of {name} are no words")
     return unpack_frame(columns, name, tensors)
-
-def _plain(ids): # As an index; words of a category column as words
-    ids = pd.Index(ids, dtype=object if not len(ids) else None)
-    return pd.Index(np.asarray(ids)) if isinstance(ids.dtype, pd.CategoricalDtype) else ids
 
 def _moments(user, time): # Each user and moment once, sorted; and which one belongs to each row
     order = np.lexsort((time, user))
@@ -708,7 +713,7 @@ class EventLog:
     ) -> np.ndarray: # (n,) int64: a user's place in ids, -1 for one without events
         """Who is who. Raises: `ValueError` for numbers where the log has text, or the other way round: all would seem new."""
         users = _plain(users)
-        theirs, mine = ("text" if pd.api.types.infer_dtype(x) == "string" else "numbers" for x in (users, self.ids))
+        theirs, mine = (_kind_of(x) for x in (users, self.ids))
         if len(users) and len(self.ids) and theirs != mine:
             raise ValueError(f"column {self.schema.user!r}: these ids are {theirs}, those of the log are {mine}: convert them")
         return self.ids.get_indexer(users)
@@ -1333,11 +1338,12 @@ def _record(prep): # Plain data and tensors of all that was learned
         about, own = part.state()
         parts.append(dict(part=type(part).__name__, defined=f"{type(part).__module__}:{type(part).__qualname__}", about=about))
         tensors |= {f"parts.{k}.{name}": x for name, x in own.items()}
-    return dict(format=_FORMAT, schema=asdict(prep.schema), scenarios=prep.scenarios, last=prep.last, params=get_params(prep, skip=("schema", "parts")),
+    return dict(format=_FORMAT, kind=type(prep).__name__, schema=asdict(prep.schema), scenarios=prep.scenarios, last=prep.last, params=get_params(prep, skip=("schema", "parts")),
                 parts=parts, items=pack_frame(prep.items, "items", tensors)), tensors
 
 def _load(cls, folder): # From the two files
     about, tensors = read_record(folder, "preprocess", "Preprocessor.save", _FORMAT)
+    if about.get("kind") != cls.__name__: raise ValueError(f"{folder/'preprocess.json'} was written by a {about.get('kind')}: read it with {about.get('kind')}.load")
     with damage_named(folder/"preprocess.json", "Preprocessor.save"):
         prep = cls(**about["params"])
         prep.schema, prep.scenarios, prep.last = Schema(**about["schema"]), _known(about["scenarios"], 1).words, whole_number("last", about["last"], -2**53)
