@@ -218,13 +218,8 @@ class CouponEncoder(Preprocessor):
         all_visits: bool = False, # Add to the dense columns the visits to all five kinds of venue
     ):
         self.scenario, self.target_visits, self.all_visits = scenario, bool(target_visits), bool(all_visits)
+        if scenario == "coupon": self.scenario_order = tuple(VENUES)
         super().__init__(_SCHEMA, (Categories(), VenueVisits(target_visits, all_visits), Labels(), VenueHistories()))
-
-    @property
-    def scenarios(self): return tuple(VENUES) if self.scenario == "coupon" else self._found
-
-    @scenarios.setter
-    def scenarios(self, found): self._found = found # In the training rows, sorted
 
     def fit(self,
         train: pd.DataFrame, # Training rows, as from load_coupons

@@ -12,7 +12,7 @@ __all__ = ['LOG_FORMAT', 'dedupe', 'CleanReport', 'clean', 'score_rules', 'MinMa
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -766,6 +766,7 @@ class Context:
     users: pd.DataFrame # One row per user
     items: pd.DataFrame # One row per item
     log: EventLog | None = None # The events that may count as somebody's past; None while fitting
+    known: dict = field(default_factory=dict) # Vocabularies that were counted
 
     def column(self,
         frame: pd.DataFrame, # Rows
@@ -780,6 +781,16 @@ class Context:
         """Whom a column describes."""
         if name in (*self.schema.item_columns, self.schema.item): return "item"
         return "user" if name in self.users else "context"
+
+    def vocabulary(self,
+        frame: pd.DataFrame, # The training rows
+        name: str, # A column of the schema
+        min_count: int = 1, # As for Vocabulary
+    ) -> Vocabulary: # Fitted; counted once for all parts that ask
+        """The words of a column. Raises: `ValueError` as `Vocabulary.fit`."""
+        if (name, min_count) not in self.known: self.known[name, min_count] = Vocabulary(min_count).fit(self.column(frame, name))
+        return self.known[name, min_count]
+
 
 # %% ../nbs/03_preprocess.ipynb #d58f818c
 class Part:
@@ -853,7 +864,7 @@ class Categories(Part):
     ) -> "Categories": # Itself
         """Learn the words of the schema's categories and of the item id."""
         columns = (*context.schema.categorical, context.schema.item)
-        self.words = {c: Vocabulary(self.min_count).fit(context.column(train, c)) for c in columns}
+        self.words = {c: context.vocabulary(train, c, self.min_count) for c in columns}
         self.features = tuple(Feature(c, "category", len(v), context.of(c)) for c, v in self.words.items())
         return self
 
@@ -1052,7 +1063,7 @@ class Histories(Part):
         context: Context, # Where columns are looked up
     ) -> "Histories": # Itself
         """Learn which values are common, and the click rate of each scenario."""
-        known = {c: Vocabulary(self.min_count).fit(context.column(train, c)).words for c in _history_columns(context.schema)}
+        known = {c: context.vocabulary(train, c, self.min_count).words for c in _history_columns(context.schema)}
         return _learned(self, {c: words[:self.n_words] for c, words in known.items()}, _click_rates(train, context), context.scenarios)
 
     def transform(self,
@@ -1217,14 +1228,14 @@ def _checked_parts(parts): # Copies, so that fitting one preprocessor leaves ano
         if not isinstance(part, Part): raise ValueError(f"parts: {part!r} is not a Part; write Categories(), with brackets, or subclass Part")
     return parts
 
-def _training(train, users, items, schema): # Sorted by time; and the context to learn in
+def _training(train, users, items, schema, order): # Sorted by time; and the context to learn in
     _check_log(train, schema.required, "fit")
     if not len(train): raise ValueError("fit: the training frame has no rows")
     if not train[schema.time].is_monotonic_increasing: train = train.sort_values(schema.time, kind="stable")
     about_user = [c for c in (*schema.categorical, *schema.numeric) if c not in schema.item_columns]
     users, items = _table(users, schema.user, about_user, train, "users"), _table(items, schema.item, schema.item_columns, train, "items")
     for table, key, what in ((users, schema.user, "users"), (items, schema.item, "items")): _check_ids(train, table, key, f"fit, {what}")
-    return train, Context(schema, tuple(sorted(Vocabulary().fit(train[schema.scenario]).words)), users, items)
+    return train, Context(schema, order or tuple(sorted(Vocabulary().fit(train[schema.scenario]).words)), users, items)
 
 def _spec(prep, checksum): # What the parts bring, and whose batches these are
     features, tasks = (sum((getattr(p, name) for p in prep.parts), ()) for name in ("features", "tasks"))
@@ -1275,6 +1286,7 @@ class Preprocessor:
     Raises: `ValueError` for something that is not a part, or two parts of one kind that would bring the same thing.
     """
     query = () # Of the Spec; a subclass may choose
+    scenario_order = () # Of the scenarios; () sorts their names; a subclass may choose
 
     def __init__(self,
         schema: Schema = Schema(), # Which column is what
@@ -1299,7 +1311,7 @@ class Preprocessor:
         items: pd.DataFrame | None = None, # One row per item; None takes the last row of each in train
     ) -> "Preprocessor": # Itself
         """Learn. Raises: `ValueError` naming the column that is missing, of the wrong kind, or not unique."""
-        train, context = _training(train, users, items, self.schema)
+        train, context = _training(train, users, items, self.schema, self.scenario_order)
         new = copy.copy(self) # if a part refuses the rows, what was fitted before stays whole
         new.parts = _checked_parts(self.parts)
         for part in new.parts: part.fit(train, context)
