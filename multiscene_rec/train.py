@@ -246,13 +246,41 @@ class Callback:
     order = 0 # Callbacks are called from low to high, equal ones as they were given
     alters = True # The weights may depend on it: a run cannot be resumed without it
 
-    def begin(self, run): """Before the first step."""
-    def after_batch(self, run): """After each step."""
-    def after_steps(self, run): """After the last step of an epoch; `run.log[-1]` holds its training loss."""
-    def after_epoch(self, run): """After each epoch was judged; `run.log[-1]` says how it went."""
-    def end(self, run): """After the last step, also when an error ended the run."""
-    def state(self): return {}, {} # What a checkpoint must hold of it: plain data, and name -> tensor
-    def restore(self, run, about, tensors): """The way back: what `state` gave."""
+    def begin(self,
+        run: Run, # The run that is about to begin
+    ):
+        """Before the first step."""
+
+    def after_batch(self,
+        run: Run, # After a step
+    ):
+        """After each step."""
+
+    def after_steps(self,
+        run: Run, # Its log's last row holds the training loss
+    ):
+        """After the last step of an epoch, before it is judged."""
+
+    def after_epoch(self,
+        run: Run, # Its log's last row says how the epoch went
+    ):
+        """After each epoch was judged."""
+
+    def end(self,
+        run: Run, # Whatever became of it
+    ):
+        """After the last step, also when an error ended the run."""
+
+    def state(self) -> tuple[dict, dict]: # Plain data, and name: tensor
+        """What a checkpoint must hold of it."""
+        return {}, {}
+
+    def restore(self,
+        run: Run, # The run that goes on
+        about: dict, # Plain data, as state gave it
+        tensors: dict, # Name: tensor, as state gave it
+    ):
+        """The way back."""
 
 # %% ../nbs/09_train.ipynb #e0e3fe58
 class KeepBest(Callback):
