@@ -350,13 +350,13 @@ def unlabelled(batch): return Batch({k: v for k, v in batch.rows.items() if k !=
                    remedy="Fit a Preprocessor on the training rows and pass prep.transform(frame, log).", area="training")
 @pytest.mark.wrong("train has no labels: transform a frame that holds the label's column", cause="The frame had no column with the answers, so the batch has none.",
                    remedy="Transform rows that were shown and answered; to score others use predict.", area="training")
-@pytest.mark.wrong("callbacks holds the class KeepBest; write KeepBest()", cause="The brackets are missing.", remedy="Pass an object: callbacks=(KeepBest(),).", area="training")
+@pytest.mark.wrong("callbacks holds …; expected objects of Callback's subclasses", cause="The brackets are missing.", remedy="Pass an object: callbacks=(KeepBest(),).", area="training")
 def test_the_words_for_what_is_no_batch_and_no_callback(tiny):
     spec, rows = tiny[:2]
     for call, says in ((lambda: train.fit(fresh(spec), pd.DataFrame()), "train is a table; a model reads a Batch: pass prep.transform(frame, log)"),
                        (lambda: train.predict(fresh(spec), pd.DataFrame()), "batch is a table; a model reads a Batch: pass prep.transform(frame, log)"),
                        (lambda: train.fit(fresh(spec), unlabelled(rows)), "train has no labels: transform a frame that holds the label's column"),
-                       (lambda: train.fit(fresh(spec), rows, callbacks=(KeepBest,)), "callbacks holds the class KeepBest; write KeepBest()")):
+                       (lambda: train.fit(fresh(spec), rows, callbacks=(KeepBest,)), "callbacks holds the class KeepBest; write KeepBest(); expected objects of Callback's subclasses")):
         with pytest.raises(ValueError, match=re.escape(says)): call()
 
 
