@@ -210,15 +210,18 @@ def _columns(schema, **named): # What the options say of the columns
         raise ValueError(f"--schema names the columns already: leave --{next(iter(named))} out, or write it into {schema}")
     return dict(schema=read_schema(schema))
 
-def _params(words, fusion, towers): # key=value, as JSON where it is JSON; --fusion and --towers are short forms
-    params = {}
+def _pairs(option, words): # key=value, the value as JSON where it is JSON, else as text
+    pairs = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or not key.isidentifier(): raise ValueError(f"--set {word}: write key=value, such as hidden=[64,32]")
-        try: params[key] = json.loads(value)
-        except ValueError: params[key] = value
-    if fusion is not None: params["fusion"] = fusion
-    return params | (dict(towers=True) if towers else {})
+        if not equals or not key: raise ValueError(f"{option} {word}: write key=value, such as hidden=[64,32] or price=9.5")
+        try: pairs[key] = json.loads(value)
+        except ValueError: pairs[key] = value
+    return pairs
+
+def _params(words, fusion, towers): # --fusion and --towers are short forms
+    short = {} if fusion is None else dict(fusion=fusion)
+    return _pairs("--set", words) | short | (dict(towers=True) if towers else {})
 
 def _results(out, metrics): # For the screen
     table = show(metrics.drop(columns=["log_loss_low", "log_loss_high"]))
@@ -318,11 +321,13 @@ def _recommend_command(
     seen: Annotated[bool, typer.Option("--seen", help="list items too that the user was shown before")] = False,
     diversity: Annotated[float, typer.Option(help="0 sorts by interest alone, up to 1 for variety")] = 0.0,
     task: Annotated[str | None, typer.Option(help="which answer counts, where there are several  [the first]")] = None,
+    context: Annotated[list[str] | None, typer.Option(help="a feature of the moment, column=value; again for more")] = None,
     users: _Newer = None, module: _Import = None, as_json: _Json = False,
 ) -> None:
     """Print the items that a user may like best in a scenario."""
     for name in module or (): import_module(name)
-    options = dict(k=k, exclude_seen=not seen, diversity=diversity, task=task)
+    now = _pairs("--context", context or [])
+    options = dict(k=k, exclude_seen=not seen, diversity=diversity, task=task, context=now)
     top, note = list_for(folder, user, scenario, log, users, **options)
     if note: _hint(note)
     if as_json: return print(as_json_text(top.to_dict("records")), end="")

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tomllib
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,11 +60,19 @@ def plain_text(
 def say_nothing(text=""): # News that nobody wants
     pass
 
+_OPTIONS = {"pass time_range=None": "say --any-time, or name their unit with --time-unit", "pass a larger window": "say --window with a larger number",
+            "pass exclude_seen=False": "say --seen"}
+
+def in_options(text): # The library's advice in the command's words
+    text = re.sub(r"give its value, context=\{'([^']*)': \.\.\.\}; if it describes users, give .*", r"give its value, --context \1=VALUE; if it describes users, train with --users", str(text))
+    for said, option in _OPTIONS.items(): text = text.replace(said, option)
+    return text
+
 def show(frame, digits=3): # A table as text
     return plain_text(frame.to_string(float_format=lambda x: f"{x:.{digits}f}", na_rep="-"))
 
 def some(names, most=10): # A list in words, not longer than a line
-    names = list(map(repr, names))
+    names = [repr(getattr(x, "item", lambda x=x: x)()) for x in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 def as_json(value): # Text of plain data; NaN, which JSON does not have, becomes null
@@ -205,7 +214,8 @@ def open_log(path, schema, price=None, columns=None, users=None, items=None, tim
     schema = _without(schema, drop)
     if price is not None and price not in log: raise ValueError(f"--price: the log has no column {price!r}; there are: {', '.join(map(str, log.columns))}")
     when = dict(time_range=None) if any_time or time_unit == "none" else {}
-    rows, cleaning = clean(log, schema, window=window, price=price, **when)
+    try: rows, cleaning = clean(log, schema, window=window, price=price, **when)
+    except ValueError as e: raise ValueError(in_options(e)) from None
     for name in schema.labels:
         soft = ~rows[name].isin((0, 1)).to_numpy()
         if soft.any():
@@ -449,7 +459,7 @@ class _Training:
 
     def ready(self): # The three batches, the rows they are made of, and what to remember
         data, say = self.data, self.say
-        say(f"{data.cleaning}\n\n{show(log_summary(data.rows, data.schema))}\n")
+        say(f"{in_options(data.cleaning)}\n\n{show(log_summary(data.rows, data.schema))}\n")
         parts, self.cut = _split(data, self.split, self.seed)
         scenarios, self.notes = set(parts[0][data.schema.scenario]), list(data.notes)
         for i, what in ((1, "validation"), (2, "test")):
@@ -471,15 +481,22 @@ class _Training:
             belongs = dict(model=self.model.save(folder/"model"), preprocess=self.prep.save(folder/"preprocess"), log=save_log(self.kept_log, folder/"log"))
             write_whole(folder/"metrics.csv", self.metrics.to_csv().encode())
             write_whole(folder/"metrics.json", as_json(self.metrics.reset_index().to_dict("records")).encode())
-            axes = self.log.plot()
-            axes.figure.tight_layout()
-            write_whole(folder/"curve.png", picture(axes.figure))
-            if maps := weights(self.model, self.batches[2]): write_whole(folder/"attention.png", picture(plot_map(maps)))
-            write_whole(folder/"model_card.md", self.card().encode())
+            for name, content in self.pictures().items(): write_whole(folder/name, content)
+            write_whole(folder/"model_card.md", plain_text(self.card()).encode())
             write_record(folder, "run", self.about | dict(belongs=belongs), {})
         except Exception as e:
             said = f"{e}; the training is not lost: what was in {self.out} is as it was, and --resume writes the results again"
             raise (OSError(e.errno, said) if isinstance(e, OSError) else ValueError(said)) from e
+
+    def pictures(self): # Name: bytes of a png file
+        import matplotlib
+        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings(): # a scenario called $10_$20 is no formula
+            warnings.simplefilter("ignore", UserWarning) # a letter that a font lacks, a name too long for its place: no news for a terminal
+            axes = self.log.plot()
+            axes.figure.tight_layout()
+            made = {"curve.png": picture(axes.figure)}
+            if maps := weights(self.model, self.batches[2]): made["attention.png"] = picture(plot_map({k: plain_labels(v) for k, v in maps.items()}))
+        return made
 
     def card(self): # Markdown
         shown = self.metrics.assign(**{"AUC (95 %)": [_span(*row) for row in self.metrics[["auc", "auc_low", "auc_high"]].to_numpy()],
@@ -492,6 +509,8 @@ class _Training:
         return model_card(self.model, shown, seed=self.seed, title=f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}", data=plain_text(self.data.name),
                           batch=self.batches[2][:1], rows=[*_data_lines(self), *self.warned], made=made)
 
+
+def plain_labels(frame): return frame.rename(index=plain_text, columns=plain_text)
 
 def weights(model, batch): # Title and map for the picture of attention; None where the model explains no weights
     if len(model.spec.scenarios) > 40 or model.explain(batch[:1]) is None: return None
@@ -648,7 +667,7 @@ def list_for(
     scenario: str, # Where the list will be shown
     log: str | Path | None = None, # A newer log
     users: str | Path | None = None, # A newer file with one row per user
-    **options, # As for recommend: k, exclude_seen, diversity, task
+    **options, # As for recommend: k, exclude_seen, diversity, task, context
 ) -> tuple[pd.DataFrame, str | None]: # The list, and a line of news or None
     """The list for one user. Raises: as `load_run` and `recommend`."""
     run = load_run(folder)
@@ -658,4 +677,4 @@ def list_for(
         except ValueError: raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None
     note = None if user in whole.ids else f"user {user!r} is not in the log: this is a list for a newcomer, without a history"
     try: return recommend(run.model, run.prep, whole, user, scenario, **options), note
-    except ValueError as e: raise ValueError(str(e).replace("pass exclude_seen=False", "say --seen")) from None
+    except ValueError as e: raise ValueError(in_options(e)) from None

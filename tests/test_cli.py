@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -43,16 +44,39 @@ def test_mall_demo_writes_tables_pictures_and_a_model(mall_demo):
     assert auc["no history"] < auc["attention"] < auc["ceiling: the log"] < auc["ceiling: the truth"]
     for name in ("attention.png", "curve.png"):
         assert (out/name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (out/name).stat().st_size > 5000
-    assert json.loads((out/"model"/"model.json").read_text())["options"]["fusion"] == "attention"
+    assert json.loads((out/"model"/"model.json").read_text())["params"]["fusion"] == "attention"
 
 
 def test_the_written_model_recommends(mall_demo):
     from multiscene_rec import model, preprocess, rank
     _, out = mall_demo
     net, prep = model.InterestModel.load(out/"model"), preprocess.Preprocessor.load(out/"preprocess")
-    user = prep.log.user_id.value_counts().index[0]
-    top = rank.recommend(net, prep, user, "cart", k=5)
-    assert len(top) == 5 and top.score.is_monotonic_decreasing and not set(top.item_id) & set(prep.log.item_id[prep.log.user_id == user])
+    mall = data.toy_mall(n_users=1500, n_events=40_000, seed=7)
+    log = preprocess.EventLog(preprocess.clean(mall.dirty(7)[0])[0], mall.users)
+    user = log.events.user_id.value_counts().index[0]
+    top = rank.recommend(net, prep, log, user, "cart", k=5)
+    assert len(top) == 5 and top.score.is_monotonic_decreasing and not set(top.item_id) & set(log.events.item_id[log.events.user_id == user])
+
+
+def test_the_demo_keeps_no_data_of_users_and_is_replaced_whole(mall_demo):
+    from multiscene_rec import storage
+    _, out = mall_demo
+    names = {p.name for p in out.iterdir()}
+    assert names == {"metrics.csv", "attention.png", "curve.png", "demo.txt", "model", "preprocess"} and not storage.work_folder(out).exists()
+    assert storage.foreign_file(out, "demo.txt", cli._DEMO) is None, "a second demo could not replace it"
+
+
+def test_python_m_is_the_command(tmp_path):
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(cli.__file__).parent.parent))
+    done = subprocess.run([sys.executable, "-m", "multiscene_rec", "train", "none.csv", "--out", "m"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr == "multiscene-rec: no such file: none.csv\n" and not list(tmp_path.iterdir())
+
+
+def test_help_of_train_names_every_option(tmp_path):
+    said = run("train", "--help", cwd=tmp_path, COLUMNS="200").stdout
+    names = ("user item scenario time label schema users items drop split price window time-unit any-time model set fusion towers epochs batch-size "
+             "lr patience seed device precision resume overwrite progress out").split()
+    assert all(f"--{name} " in said for name in names), [name for name in names if f"--{name} " not in said]
 
 
 def test_same_seed_same_numbers(mall_demo, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiscene_rec import cli, data, metrics, model, preprocess, rank, train
+from multiscene_rec import cli, data, logs, metrics, model, preprocess, rank, runs, storage, train
 
 NAMES = dict(user_id="who", item_id="what", scenario="where", timestamp="when", clicked="liked", price="paid")
 SCHEMA = dict(user="who", item="what", scenario="where", time="when", label="liked",
@@ -63,8 +63,8 @@ def refused(capsys, says, *args):
 
 def test_the_folder_holds_all_that_belongs_to_the_model(trained, log):
     names = {p.name for p in trained.iterdir() if not p.name.startswith(".")}
-    assert names == {"model", "preprocess", "metrics.csv", "metrics.json", "curve.png", "attention.png", "model_card.md", "run.json"}
-    assert not list(trained.rglob("*.part"))
+    assert names == {"model", "preprocess", "log", "metrics.csv", "metrics.json", "curve.png", "attention.png", "model_card.md", "run.json"}
+    assert not list(trained.rglob("*.part")) and not storage.work_folder(trained).exists()
     for name in ("curve.png", "attention.png"): assert (trained/name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     card, run = (trained/"model_card.md").read_text(), json.loads((trained/"run.json").read_text())
     for words in (f"{len(log):,} rows were read", "Split by time", "rows to learn from", "seed: 0", "versions: multiscene_rec", "AUC (95 %)", "log.csv", "## Limits"):
@@ -79,7 +79,7 @@ def test_metrics_are_those_of_the_test_rows(trained, log):
     rows, _ = preprocess.clean(log, schema, price=None)
     parts = preprocess.time_split(rows, schema)
     prep = preprocess.Preprocessor(schema).fit(parts[0])
-    batch = prep.transform(parts[2], log=rows)
+    batch = prep.transform(parts[2], log=preprocess.EventLog(rows, schema=schema))
     prob = train.predict(model.InterestModel.load(trained/"model"), batch).numpy()
     wanted = metrics.report(parts[2].liked, prob, parts[2]["where"], parts[2].who)
     for found in (pd.read_csv(trained/"metrics.csv", index_col=0), pd.DataFrame(json.loads((trained/"metrics.json").read_text())).set_index("scenario")):
@@ -114,11 +114,11 @@ def test_recommend_prints_the_list_of_the_library(trained, log, capsys):
     user = int(log.who.value_counts().index[0])
     code, out, err = call(capsys, "recommend", trained, "--user", user, "--scenario", "home", "-k", 4, "--json")
     assert code == 0 and err == ""
-    net, prep = model.InterestModel.load(trained/"model"), preprocess.Preprocessor.load(trained/"preprocess")
-    wanted = rank.recommend(net, prep, user, "home", k=4)
+    net, prep, whole = model.InterestModel.load(trained/"model"), preprocess.Preprocessor.load(trained/"preprocess"), preprocess.load_log(trained/"log")
+    wanted = rank.recommend(net, prep, whole, user, "home", k=4)
     assert [row["what"] for row in json.loads(out)] == wanted.what.tolist()
     assert not set(wanted.what) & set(log.what[log.who == user]), "an item that the user has seen in any part of the log"
-    assert len(prep.log) == len(log), "the histories of lists reach to the end of the log"
+    assert len(whole) == len(log), "the histories of lists reach to the end of the log"
     table = call(capsys, "recommend", trained, "--user", user, "--scenario", "home", "-k", 4)[1]
     assert len(table.splitlines()) == 5 and "score" in table.splitlines()[0]
 
@@ -162,7 +162,7 @@ def test_the_mall_s_own_names_need_no_option(tmp_path, capsys):
 def test_a_split_by_user(place, tmp_path, capsys, log):
     args = ("train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", "--split", "user", *QUICK)
     assert call(capsys, *args)[0] == 0
-    known = set(preprocess.Preprocessor.load(tmp_path/"m"/"preprocess").log.who)
+    known = set(preprocess.load_log(tmp_path/"m"/"log").ids)
     again = json.loads(call(capsys, "evaluate", tmp_path/"m", place/"log.csv", "--json")[1])
     assert again[-1]["rows"] == (~log.who.isin(known)).sum() == json.loads((tmp_path/"m"/"metrics.json").read_text())[-1]["rows"]
     np.testing.assert_allclose(again[-1]["auc"], json.loads((tmp_path/"m"/"metrics.json").read_text())[-1]["auc"], rtol=1e-5)
@@ -184,7 +184,7 @@ def test_every_fusion(fusion, place, tmp_path, capsys):
 
 def test_a_schema_in_toml(place, tmp_path):
     (tmp_path/"s.toml").write_text('user = "who"\nitem = "what"\ncategorical = ["category"]\nitem_columns = ["category"]\n')
-    found = cli.read_schema(tmp_path/"s.toml")
+    found = runs.read_schema(tmp_path/"s.toml")
     assert (found.user, found.item, found.scenario, found.categorical, found.numeric) == ("who", "what", "scenario", ("category",), ())
 
 
@@ -195,7 +195,7 @@ def test_two_trainings_are_equal(trained, place, tmp_path, capsys):
 
 
 def test_movielens_goes_through_the_same_command(tmp_path, capsys):
-    try: data.load_movielens_100k()
+    try: logs.load_movielens_100k()
     except FileNotFoundError as e: pytest.skip(str(e))
     code, out, err = call(capsys, "train", "movielens-100k", "--out", tmp_path/"ml", "--epochs", 2)
     assert code == 0 and "gender, occupation, genre, age" in out, err
@@ -214,7 +214,7 @@ BROKEN = {  # name: (what to do to the log, what the command says)
     "soft labels": (lambda f: f.assign(liked=.5), "is a soft label"),
     "infinite": (lambda f: f.assign(paid=[np.inf, *f.paid[1:]]), "column 'paid', row 1"),
     "no time": (lambda f: f.assign(when=["noon", *f.when[1:]]), "column 'when', row 1 below the header: 'noon' is not"),
-    "milliseconds": (lambda f: f.assign(when=f.when*1000), "if the times in 'when' are milliseconds, divide them by 1000"),
+    "milliseconds": (lambda f: f.assign(when=f.when*1000), "looks like milliseconds since 1970; say time_unit='ms', or --time-unit ms in the command"),
     "zones mixed": (lambda f: f.assign(when=["2026-01-05T10:00:00", *["2026-01-05T10:00:00Z"]*(len(f) - 1)]), "zone"),
     "one moment": (lambda f: f.assign(when=1_770_000_000), "a part would be empty"),
     "a reserved name": (lambda f: f.assign(where=["macro", *f["where"][1:]]), "a scenario is called 'macro'"),
@@ -298,14 +298,14 @@ def test_files_of_users_and_items_that_do_not_fit(log, place, tmp_path, capsys):
 
 @pytest.mark.wrong("there is no field … in a schema; the fields are …", area="the command", cause="A name on the left in the schema file is misspelt.", remedy="Use the fields that the message lists.")
 @pytest.mark.wrong("--schema names the columns already: leave … out", area="the command", cause="A column is named by an option and a schema file is given too.", remedy="Write the name into the schema file.")
-@pytest.mark.wrong("… is no JSON", area="the command", cause="The schema file has a typing error, such as a comma after the last entry.", remedy="Correct it where the message says; TOML is read too, from a file ending in .toml.")
+@pytest.mark.wrong("… is not JSON", area="the command", cause="The schema file has a typing error, such as a comma after the last entry.", remedy="Correct it where the message says; TOML is read too, from a file ending in .toml.")
 def test_schema_files_and_options(place, tmp_path, capsys):
     def attempt(text, says, *more, name="s.json"):
         (tmp_path/name).write_text(text)
         refused(capsys, says, "train", place/"log.csv", "--out", tmp_path/"m", "--schema", tmp_path/name, *more)
     attempt('{"users": "who"}', "there is no field 'users' in a schema; the fields are user, item, scenario")
-    attempt('{"user": "who",}', "is no JSON")
-    attempt('user = ', "is no TOML", name="s.toml")
+    attempt('{"user": "who",}', "is not JSON")
+    attempt('user = ', "is not TOML", name="s.toml")
     attempt('["who"]', "must hold fields of a schema")
     attempt('{"user": 3}', "column names are non-empty strings")
     attempt('{"categorical": "city"}', "not one string")
@@ -317,7 +317,7 @@ def test_schema_files_and_options(place, tmp_path, capsys):
 
 @pytest.mark.parametrize("args, says", [
     (("--lr", "0"), "lr must be above 0"), (("--precision", "fp8"), "fp8"), (("--device", "gpu"), "unknown device"), (("--fusion", "blend"), "blend"),
-    (("--epochs", "0"), "--epochs"), (("--split", "row"), "row"), (("--resume",), "holds no run that was begun")])
+    (("--epochs", "0"), "--epochs"), (("--split", "row"), "row"), (("--resume",), "there is no run for")])
 def test_options_that_cannot_be(args, says, place, tmp_path, capsys):
     refused(capsys, says, "train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", *args)
 
@@ -376,7 +376,7 @@ def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, c
     refused(capsys, "no such folder", "recommend", tmp_path/"none", *ask)
     refused(capsys, "is not there: give the folder that multiscene-rec train wrote", "recommend", tmp_path, *ask)
     for n, (name, content, says) in enumerate([
-            ("run.json", b"{", "run.json"), ("run.json", b'{"format": 99}', "format 99"), ("run.json", b"[1]", "format None"), ("run.json", b'{"format": 1}', "damaged or was edited"),
+            ("run.json", b"{", "run.json"), ("run.json", b'{"format": 99}', "format 99"), ("run.json", b"[1]", "format unknown"), ("run.json", b'{"format": 2}', "damaged or was edited"),
             ("run.json", b"\xff\xfe", "damaged"), ("model/model.json", b"{}", "model.json"), ("model/model.safetensors", b"\x80\x04rest", "pickle"),
             ("preprocess/preprocess.json", b"[]", "preprocess.json"), ("preprocess/preprocess.safetensors", b"", "preprocess.safetensors")]):
         folder = copy_of(trained, tmp_path/str(n))
@@ -391,26 +391,14 @@ def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, c
         refused(capsys, Path(name).name, "recommend", folder, *ask)
 
 
-@pytest.mark.wrong("… is damaged or was edited: train again", area="files", cause="A byte of run.json changed, or somebody edited it.", remedy="Put a copy back, or train again.")
+@pytest.mark.wrong("… is damaged or was edited: its own checksum differs; copy it again, or save again with …", area="files", cause="A byte of run.json changed, or somebody edited it.", remedy="Put a copy back, or train again.")
 @pytest.mark.parametrize("change", [lambda r: r["split"].pop("test_from"), lambda r: r["split"].update(by="moon"), lambda r: r.update(price=3), lambda r: r.pop("checksum")])
 def test_an_edited_run_is_refused(change, trained, place, tmp_path, capsys):
     folder = copy_of(trained, tmp_path/"m")
     run = json.loads((folder/"run.json").read_text())
     change(run)
     (folder/"run.json").write_text(json.dumps(run))
-    refused(capsys, "is damaged or was edited: train again", "evaluate", folder, place/"log.csv")
-
-
-def test_model_and_preprocessor_of_two_trainings(trained, log, tmp_path, capsys):
-    folder = copy_of(trained, tmp_path/"m")
-    other = log.assign(liked=log.liked, where=log["where"].replace("live", "stream"))
-    other.to_csv(tmp_path/"log.csv", index=False)
-    (tmp_path/"s.json").write_text(json.dumps(SCHEMA))
-    assert call(capsys, "train", tmp_path/"log.csv", "--schema", tmp_path/"s.json", "--out", tmp_path/"o", "--epochs", 1)[0] == 0
-    import shutil
-    shutil.rmtree(folder/"model")
-    shutil.copytree(tmp_path/"o"/"model", folder/"model")
-    refused(capsys, "do not belong together", "recommend", folder, "--user", 1, "--scenario", "home")
+    refused(capsys, "run.json is damaged or was edited: its own checksum differs; copy it again, or save again with multiscene-rec train", "evaluate", folder, place/"log.csv")
 
 
 @pytest.mark.wrong("no row of … is new to the model: give a newer log, or --used", area="the command", cause="All rows of the log are older than the test rows of the training.", remedy="Give a log that goes on after the training, or --used to score the rows of the training.")
@@ -428,9 +416,13 @@ def test_evaluate_a_log_with_other_columns(trained, log, tmp_path, capsys):
 # ---------------------------------------------------------------- mishaps: processes of their own
 
 def start(*args, before="", **popen):
-    code = f"import sys; from multiscene_rec.cli import main\n{before}\nsys.exit(main())"
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" # a shell's background jobs ignore Ctrl-C
+    code = f"import sys; from multiscene_rec.cli import main\n{handler}\n{before}\nsys.exit(main())"
     env = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg")
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+def begun(out): return storage.work_folder(out)/"checkpoint"/"checkpoint.json"
 
 
 def until(condition, child, seconds=120):
@@ -440,20 +432,21 @@ def until(condition, child, seconds=120):
         time.sleep(.02)
 
 
-@pytest.mark.wrong("stopped; … holds the last whole epoch: the same command with --resume goes on from it", area="the command", cause="Ctrl-C was pressed.", remedy="Repeat the command with --resume; it ends in the same weights as if it had never been stopped.")
-@pytest.mark.wrong("… holds a run that was stopped: --resume goes on with it, --overwrite begins again", area="the command", cause="An earlier run into this folder did not end.", remedy="Say which of the two you want.")
+@pytest.mark.wrong("stopped; the last whole epoch is kept beside …: the same command with --resume goes on from it", area="the command", cause="Ctrl-C was pressed.", remedy="Repeat the command with --resume; it ends in the same weights as if it had never been stopped.")
+@pytest.mark.wrong("a run for … was stopped: --resume goes on with it, --overwrite begins again", area="the command", cause="An earlier run into this folder did not end.", remedy="Say which of the two you want.")
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
 def test_ctrl_c_keeps_and_names_the_checkpoint_and_resume_ends_in_the_same_weights(place, tmp_path, capsys):
-    plan = ("train", place/"log.csv", "--schema", place/"schema.json", "--epochs", 40, "--patience", 40, "--batch-size", 64, "--device", "cpu")
+    plan = ("train", place/"log.csv", "--schema", place/"schema.json", "--epochs", 20, "--patience", 20, "--batch-size", 64, "--device", "cpu")
     child = start(*plan, "--out", tmp_path/"m")
-    checkpoint = tmp_path/"m"/"checkpoint"/"checkpoint.safetensors"
-    until(checkpoint.exists, child)
+    until(begun(tmp_path/"m").exists, child)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "Traceback" not in err and len(err.splitlines()) == 1
-    assert f"stopped; {checkpoint} holds the last whole epoch: the same command with --resume goes on from it" in err
-    refused(capsys, "holds a run that was stopped: --resume goes on with it, --overwrite begins again", *plan, "--out", tmp_path/"m")
-    refused(capsys, "holds a run that was stopped: finish it with train --resume", "recommend", tmp_path/"m", "--user", 1, "--scenario", "home")
+    assert f"stopped; the last whole epoch is kept beside {tmp_path/'m'}: the same command with --resume goes on from it" in err
+    assert not (tmp_path/"m").exists()
+    refused(capsys, f"a run for {tmp_path/'m'} was stopped: --resume goes on with it, --overwrite begins again", *plan, "--out", tmp_path/"m")
+    (tmp_path/"m").mkdir()
+    refused(capsys, "was stopped: finish it with train --resume", "recommend", tmp_path/"m", "--user", 1, "--scenario", "home")
     assert call(capsys, *plan, "--out", tmp_path/"m", "--resume")[0] == 0
     assert call(capsys, *plan, "--out", tmp_path/"whole")[0] == 0
     assert (tmp_path/"m"/"model"/"model.safetensors").read_bytes() == (tmp_path/"whole"/"model"/"model.safetensors").read_bytes()
@@ -463,16 +456,16 @@ def test_ctrl_c_keeps_and_names_the_checkpoint_and_resume_ends_in_the_same_weigh
 def test_ctrl_c_while_overwriting_leaves_the_old_model_and_can_be_resumed(trained, place, tmp_path, capsys):
     folder = copy_of(trained, tmp_path/"m")
     before = (folder/"model"/"model.safetensors").read_bytes()
-    plan = ("train", place/"log.csv", "--schema", place/"schema.json", "--out", folder, "--epochs", 40, "--patience", 40, "--batch-size", 64, "--device", "cpu")
+    plan = ("train", place/"log.csv", "--schema", place/"schema.json", "--out", folder, "--epochs", 20, "--patience", 20, "--batch-size", 64, "--device", "cpu")
     child = start(*plan, "--overwrite")
-    until((folder/"checkpoint"/"checkpoint.safetensors").exists, child)
+    until(begun(folder).exists, child)
     child.send_signal(signal.SIGINT)
     assert child.communicate(timeout=60) and child.returncode == 130
     assert (folder/"model"/"model.safetensors").read_bytes() == before
     assert call(capsys, "recommend", folder, "--user", 1, "--scenario", "home")[0] == 0
-    refused(capsys, "holds a run that was stopped", *plan)
+    refused(capsys, "was stopped: --resume goes on with it", *plan)
     assert call(capsys, *plan, "--resume")[0] == 0
-    assert (folder/"model"/"model.safetensors").read_bytes() != before and not (folder/"checkpoint").exists()
+    assert (folder/"model"/"model.safetensors").read_bytes() != before and not storage.work_folder(folder).exists()
 
 
 @pytest.mark.wrong("another run is writing into …: wait until it ends, or name another folder", area="files", cause="Two trainings were given the same folder.", remedy="Wait for the first, or give the second another --out.")
@@ -480,7 +473,7 @@ def test_two_runs_one_folder(place, tmp_path, capsys):
     plan = ("train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", "--device", "cpu")
     child = start(*plan, "--epochs", 500, "--patience", 500)
     try:
-        until((tmp_path/"m"/".lock").exists, child)
+        until((storage.work_folder(tmp_path/"m")/".lock").exists, child)
         refused(capsys, "another run is writing into", *plan)
     finally:
         child.kill()
@@ -496,8 +489,8 @@ def test_a_disk_that_is_full(limit, place, tmp_path):
     "A limit on the size of files stands for a full disk: the write in the middle of a file fails."
     child = start("train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", *QUICK, before=_FULL.format(limit))
     _, err = child.communicate(timeout=120)
-    assert child.returncode == 2 and "free space or name another folder" in err and str(tmp_path/"m") in err and "Traceback" not in err and len(err.splitlines()) == 1, err
-    assert not (tmp_path/"m"/"run.json").exists() and not list((tmp_path/"m").rglob("*.part"))
+    assert child.returncode == 2 and "free space or name another folder" in err and str(tmp_path) in err and "Traceback" not in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path/"m").exists() and not list(tmp_path.rglob("*.part"))
 
 
 def test_a_full_disk_leaves_an_older_model_as_it_was(trained, place, tmp_path, monkeypatch, capsys):
@@ -520,6 +513,563 @@ def test_a_folder_that_cannot_be_written(out, place, tmp_path, capsys):
 def test_a_read_only_folder(place, tmp_path, capsys):
     (tmp_path/"m").mkdir(mode=0o555)
     refused(capsys, "Permission denied", "train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", *QUICK)
+
+
+# ---------------------------------------------------------------- what is too good to be true
+
+@pytest.fixture(scope="module")
+def small(): return make_log(900, 40).drop_duplicates(["who", "what", "where", "when"]).reset_index(drop=True)
+
+
+def train_args(folder, frame, out="m", schema=SCHEMA, **options):
+    "Words of a short training on a frame; options by their names, True for a flag."
+    frame.to_csv(folder/"log.csv", index=False)
+    (folder/"schema.json").write_text(json.dumps(schema))
+    words = ["train", folder/"log.csv", "--schema", folder/"schema.json", "--out", folder/out]
+    for name, value in (dict(epochs=1, device="cpu") | options).items():
+        for v in value if isinstance(value, list) else [value]: words += [f"--{name.replace('_', '-')}", *([] if v is True else [v])]
+    return words
+
+
+LEAKS = {  # name: (a column that is known only after the click, whether it is a quantity)
+    "seconds on the page": (lambda f, rng: np.where(f.liked == 1, rng.gamma(2, 20, len(f)), 0), True),
+    "copy": (lambda f, rng: f.liked, True), "opposite": (lambda f, rng: 1 - f.liked, True),
+    "copy as a word": (lambda f, rng: f.liked.map({0: "no", 1: "yes"}), False),
+    "row number": (lambda f, rng: np.where(f.liked == 1, 10**6, 0) + np.arange(len(f)), True),
+    "empty unless clicked": (lambda f, rng: pd.Series(rng.random(len(f))).where(f.liked == 1).to_numpy(), True),
+}
+
+
+@pytest.mark.wrong("WARNING: column … alone tells clicks from the rest (AUC … on the training rows). Is it known before the click? If not, leave it out with --drop …",
+                   area="the command", cause="A feature knows the answer: it is written down after the click, such as the time spent on a page.",
+                   remedy="Leave it out with --drop. If it is known before the click all the same, nothing needs to be done.")
+@pytest.mark.parametrize("what", LEAKS)
+def test_a_column_that_knows_the_answer_is_named(what, small, tmp_path, capsys):
+    make, numeric = LEAKS[what]
+    leaky = small.assign(after=make(small, np.random.default_rng(0)))
+    schema = SCHEMA | (dict(numeric=["paid", "after"]) if numeric else dict(categorical=["category", "after"]))
+    code, out, err = call(capsys, *train_args(tmp_path, leaky, schema=schema))
+    assert code == 0, err
+    said = [line for line in out.splitlines() if line.startswith("WARNING")]
+    assert len(said) == 1 and re.fullmatch(r"WARNING: column 'after' alone tells clicks from the rest \(AUC (1\.000|0\.9\d\d) on the training rows\)\. "
+                                           r"Is it known before the click\? If not, leave it out with --drop after", said[0]), out
+    assert said[0] in (tmp_path/"m"/"model_card.md").read_text() and "after" in json.loads((tmp_path/"m"/"run.json").read_text())["suspects"]
+    code, out, _ = call(capsys, *train_args(tmp_path, leaky, schema=schema, drop="after", overwrite=True))
+    assert code == 0 and "WARNING" not in out and "after" not in out.split("Features: ")[1].splitlines()[0]
+
+
+def test_honest_columns_are_not_named(trained, tmp_path):
+    assert "WARNING" not in (trained/"model_card.md").read_text() and json.loads((trained/"run.json").read_text())["suspects"] == {}
+
+
+def test_a_leak_in_the_items_and_one_of_the_second_answer(small, tmp_path, capsys):
+    two = small.assign(bought=(small.index % 3 == 0)*1, what=small.what*2 + small.liked)
+    two["paid"] = two.bought*5. + .1
+    pd.DataFrame(dict(what=two.what.unique())).assign(odd=lambda f: (f.what % 2).map({0: "even", 1: "odd"})).to_csv(tmp_path/"items.csv", index=False)
+    schema = SCHEMA | dict(label=["liked", "bought"], categorical=["category", "odd"], item_columns=["odd"])
+    code, out, err = call(capsys, *train_args(tmp_path, two, schema=schema, items=tmp_path/"items.csv"))
+    assert code == 0 and "column 'odd' alone" in out and "column 'paid' alone" in out, (out, err)
+
+
+@pytest.mark.wrong("WARNING: an AUC of … on the test rows is too good for clicks. Look for a feature that is known only after the click", area="the command",
+                   cause="No single column knows the answer, but several together do.", remedy="Ask of each feature whether it is known before the click; leave out with --drop those that are not.")
+def test_two_columns_that_know_the_answer_together(tmp_path):
+    table = pd.DataFrame(dict(auc=[.99, .999]), index=["home", "all"])
+    assert runs._warnings({}, table) == ["WARNING: an AUC of 0.999 on the test rows is too good for clicks. Look for a feature that is known only after the click"]
+    assert runs._warnings({}, table*.9) == [] and len(runs._warnings(dict(after=.99), table)) == 1
+
+
+@pytest.mark.parametrize("numeric", [True, False])
+def test_column_auc_by_plain_loops(numeric):
+    rng = np.random.default_rng(4)
+    y, x = (rng.random(300) < .3).astype(float), rng.integers(0, 6, 300).astype(float)
+    if numeric:
+        x[rng.random(300) < .1] = np.nan
+        score = np.where(np.isnan(x), -1, x)
+    else:
+        fold = np.random.default_rng(0).integers(5, size=300)
+        score = []
+        for i in range(300):
+            others = (x == x[i]) & (fold != fold[i])
+            score.append((y[others].sum() + 5*y.mean())/(others.sum() + 5))
+        score = np.array(score)
+    wins = [(a > b) + .5*(a == b) for a in score[y == 1] for b in score[y == 0]]
+    value = pd.Series(x if numeric else [f"w{int(v)}" for v in x])
+    np.testing.assert_allclose(runs.column_auc(value, y, numeric), max(np.mean(wins), 1 - np.mean(wins)), rtol=1e-12)
+
+
+def test_a_word_for_each_row_tells_nothing():
+    y = np.random.default_rng(1).random(5000) < .3
+    assert runs.column_auc(pd.Series(np.arange(5000).astype(str)), y, False) < .52
+    assert runs.column_auc(pd.Series(["same"]*5000), y, False) < .52 and runs.column_auc(pd.Series([3.]*5000), y, True) == .5
+
+
+# ---------------------------------------------------------------- impressions and clicks, times without a date
+
+def test_clicks_in_rows_of_their_own_are_merged(small, tmp_path, capsys):
+    shown = small.assign(liked=0, when=small.when.min() + np.arange(len(small))*60)
+    clicks = shown[small.liked == 1].assign(liked=1, when=lambda f: f.when + 3)
+    both = pd.concat([shown, clicks]).sample(frac=1, random_state=0)
+    code, out, err = call(capsys, *train_args(tmp_path, both))
+    assert code == 0 and re.search(rf"click row +{len(clicks)} merged", out), (out, err)
+    assert json.loads((tmp_path/"m"/"run.json").read_text())["rows"]["kept"] == len(shown)
+    np.testing.assert_allclose(float(re.search(r"^all +\d+ +\S+ +(\S+)", out, flags=re.M)[1]), small.liked.mean(), atol=.0006)
+    late = pd.concat([shown, clicks.assign(when=clicks.when + 17)])
+    code, out, _ = call(capsys, *train_args(tmp_path, late, overwrite=True, window=30))
+    assert code == 0 and re.search(rf"click row +{len(clicks)} merged", out), out
+    again = json.loads(call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")[1])
+    assert again[-1]["rows"] == json.loads((tmp_path/"m"/"run.json").read_text())["rows"]["test"], "another window was used"
+
+
+@pytest.mark.parametrize("times, options", [
+    ("number", dict(time_unit="none")), ("number", dict(any_time=True)), ("days", dict(time_unit="days", any_time=True)), ("ms", dict(time_unit="ms"))])
+def test_times_of_other_kinds(times, options, small, tmp_path, capsys):
+    plain = small.sort_values("when", kind="stable").reset_index(drop=True)
+    made = dict(number=np.arange(len(plain))*60, days=np.arange(len(plain))*.25, ms=plain.when*1000)[times]
+    plain["when"] = made
+    code, out, err = call(capsys, *train_args(tmp_path, plain, **options))
+    assert code == 0, err
+    assert json.loads((tmp_path/"m"/"run.json").read_text())["rows"]["kept"] > .9*len(plain)
+    code, out, err = call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")
+    assert code == 0 and json.loads(out)[-1]["rows"] == json.loads((tmp_path/"m"/"metrics.json").read_text())[-1]["rows"], err
+    assert call(capsys, "recommend", tmp_path/"m", "--user", int(plain.who[0]), "--scenario", "home", "-k", 2)[0] == 0
+
+
+def test_times_outside_the_range_say_what_is_allowed_and_how_to_say_otherwise(small, tmp_path, capsys):
+    plain = small.assign(when=np.arange(len(small)))
+    code, _, err = call(capsys, *train_args(tmp_path, plain))
+    assert code == 2 and len(err.splitlines()) == 1 and "1990" in err and "--any-time" in err and "--time-unit" in err, err
+
+
+# ---------------------------------------------------------------- nothing is lost
+
+def bytes_of(folder): return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["$10_$20", "$$", "$\\frac{", "a^b_c", "ein ganz langer Name mit Ümlauten und 中文"])
+def test_names_are_never_parsed_as_mathematics(name, small, tmp_path, capsys):
+    code, _, err = call(capsys, *train_args(tmp_path, small.assign(where=small["where"].replace("home", name))))
+    assert code == 0 and err == "" and (tmp_path/"m"/"attention.png").is_file(), err
+    assert call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", name, "-k", 2)[0] == 0
+
+
+def test_a_number_that_overflows_is_refused_before_training(trained, small, tmp_path, capsys):
+    copy_of(trained, tmp_path/"m")
+    before = bytes_of(tmp_path/"m")
+    huge = small.copy()
+    huge["paid"] = huge.paid.astype(float)
+    huge.loc[7, "paid"] = 1e308
+    code, out, err = call(capsys, *train_args(tmp_path, huge, overwrite=True))
+    assert code == 2 and len(err.splitlines()) == 1 and "'paid'" in err and "1e+308" in err and "epoch" not in out, err
+    assert bytes_of(tmp_path/"m") == before and not storage.work_folder(tmp_path/"m").exists()
+
+
+@pytest.mark.wrong("…; the training is not lost: what was in … is as it was, and --resume writes the results again", area="the command",
+                   cause="The model is trained, and something failed while the results were written, such as a full disk.", remedy="Mend what the line names, then repeat the command with --resume.")
+@pytest.mark.parametrize("where", ["picture", "save_log", "write_record", "write_whole"])
+def test_a_failure_after_training_leaves_the_old_model_and_resume_writes_again(where, trained, small, tmp_path, capsys, monkeypatch):
+    copy_of(trained, tmp_path/"m")
+    before = bytes_of(tmp_path/"m")
+    args = train_args(tmp_path, small)
+    with monkeypatch.context() as patch:
+        def full(*_, **__): raise OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(runs, where, full)
+        code, _, err = call(capsys, *args, "--overwrite")
+    assert code == 2 and f"the training is not lost: what was in {tmp_path/'m'} is as it was, and --resume writes the results again" in err, err
+    assert bytes_of(tmp_path/"m") == before
+    code, out, err = call(capsys, *args, "--resume")
+    assert code == 0 and "epoch 1" in out and bytes_of(tmp_path/"m") != before and not storage.work_folder(tmp_path/"m").exists(), err
+    assert call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", "home")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a file system of a few megabytes")
+def test_a_disk_that_is_full_at_any_size_leaves_the_old_model(trained, small, tmp_path, capsys):
+    disk = tmp_path/"disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode: pytest.skip("cannot mount here")
+    try:
+        copy_of(trained, disk/"m")
+        before, args = bytes_of(disk/"m"), train_args(tmp_path, small, overwrite=True)
+        args[args.index("--out") + 1] = disk/"m"
+        for left in (0, 100_000, 200_000, 300_000, 450_000):
+            free = os.statvfs(disk)
+            (disk/"filler").write_bytes(b"x"*max(0, free.f_bavail*free.f_bsize - left))
+            code, _, err = call(capsys, *args)
+            assert code == 0 or len(err.splitlines()) == 1 and "No space left" in err and bytes_of(disk/"m") == before, err
+            assert call(capsys, "recommend", disk/"m", "--user", 1, "--scenario", "home", "-k", 1)[0] == 0
+            (disk/"filler").unlink()
+            if not code: break
+    finally: subprocess.run(["umount", disk])
+
+
+@pytest.mark.wrong("… holds …, which is not of a run: name a new or an empty folder", area="the command", cause="The folder given as --out holds files of yours, which the result would replace.",
+                   remedy="Give another --out. What is in the folder is untouched.")
+def test_a_folder_of_somebody_else_is_left_alone(small, trained, tmp_path, capsys):
+    args = train_args(tmp_path, small, out="thesis")
+    for name in ("checkpoint/weights.pt", "film.part", "metrics.csv"):
+        (tmp_path/"thesis"/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/"thesis"/name).write_text("mine")
+    before = bytes_of(tmp_path/"thesis")
+    for more in ((), ("--overwrite",)):
+        refused(capsys, f"{tmp_path/'thesis'} holds 'checkpoint', which is not of a run: name a new or an empty folder", *args, *more)
+    refused(capsys, "which is not of a run", *args, "--resume")
+    assert bytes_of(tmp_path/"thesis") == before
+    copy_of(trained, tmp_path/"m")
+    (tmp_path/"m"/"notes.txt").write_text("mine") # a run, and a file of one's own in it
+    refused(capsys, "holds 'notes.txt', which is not of a run", *train_args(tmp_path, small), "--overwrite")
+
+
+@pytest.mark.wrong("… holds …, which is not of a demo: name a new folder with --out", area="the command", cause="The demo would replace a folder that it did not write, such as a trained model.", remedy="Give another --out.")
+def test_the_demo_does_not_replace_a_trained_model(trained, tmp_path, capsys):
+    copy_of(trained, tmp_path/"m")
+    before = bytes_of(tmp_path/"m")
+    refused(capsys, "which is not of a demo: name a new folder with --out", "demo", "--quick", "--out", tmp_path/"m")
+    assert bytes_of(tmp_path/"m") == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_out_may_be_a_link(small, tmp_path, capsys):
+    (tmp_path/"scratch").mkdir()
+    (tmp_path/"m").symlink_to(tmp_path/"scratch")
+    args = train_args(tmp_path, small)
+    for more in ((), ("--overwrite", "--seed", "2")):
+        code, _, err = call(capsys, *args, *more)
+        assert code == 0 and (tmp_path/"m").is_symlink() and (tmp_path/"scratch"/"run.json").is_file(), err
+    refused(capsys, "holds a trained model", *args)
+    assert call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", "home", "-k", 1)[0] == 0
+
+
+# ---------------------------------------------------------------- parts that belong together
+
+def stopped(capsys, monkeypatch, args):
+    "A run that fails when all is trained, so that --resume has something to go on from."
+    with monkeypatch.context() as patch:
+        def fail(*_, **__): raise OSError("stopped by the test")
+        patch.setattr(runs, "write_record", fail)
+        code, _, err = call(capsys, *args)
+    assert code == 2 and "stopped by the test" in err
+
+
+@pytest.mark.wrong("… is of another run: …", area="the command", cause="--resume was given another log, or other options, than the run that was stopped.", remedy="Repeat the very command that was stopped with --resume; --overwrite begins anew.")
+@pytest.mark.parametrize("change", ["prices", "labels", "scenarios", "users", "fusion", "lr", "seed", "drop", "split"])
+def test_resume_goes_on_with_the_same_run_alone(change, small, tmp_path, capsys, monkeypatch):
+    args, rng = train_args(tmp_path, small, out="m"), np.random.default_rng(0)
+    stopped(capsys, monkeypatch, args)
+    other = dict(prices=dict(paid=small.paid*1.5), labels=dict(liked=rng.permutation(small.liked)), users=dict(who=rng.permutation(small.who)),
+                 scenarios={"where": small["where"].map(dict(home="search", search="home", cart="cart", live="live"))}).get(change)
+    more = dict(fusion=["--fusion", "mean"], lr=["--lr", "0.01"], seed=["--seed", "9"], drop=["--drop", "paid"], split=["--split", "user"]).get(change, [])
+    if other: small.assign(**other).to_csv(tmp_path/"log.csv", index=False)
+    code, _, err = call(capsys, *args, "--resume", *more)
+    assert code == 2 and len(err.splitlines()) == 1 and "is of another run: " in err, err
+    small.to_csv(tmp_path/"log.csv", index=False)
+    assert call(capsys, *args, "--resume")[0] == 0
+
+
+@pytest.mark.wrong("… does not belong to this run: it was written by another one; put the run's own file back, or train again", area="files",
+                   cause="A part of one run's folder was copied into another's.", remedy="Copy whole folders, or put the part of the same run back.")
+@pytest.mark.parametrize("part", ["model", "preprocess", "log", "run.json"])
+def test_parts_of_two_runs_do_not_go_together(part, trained, place, tmp_path, capsys):
+    "The other run has the same columns, shapes and words: only its last row differs."
+    import shutil
+    other = pd.read_csv(place/"log.csv")
+    other.loc[[0, 50, 100], "paid"] *= 1.01
+    code, _, err = call(capsys, *train_args(tmp_path, other, out="o"))
+    assert code == 0, err
+    folder = copy_of(trained, tmp_path/"m")
+    if part == "run.json": shutil.copy(tmp_path/"o"/part, folder/part)
+    else:
+        shutil.rmtree(folder/part)
+        shutil.copytree(tmp_path/"o"/part, folder/part)
+    for words in (("recommend", folder, "--user", 1, "--scenario", "home"), ("evaluate", folder, place/"log.csv")):
+        refused(capsys, "does not belong to this run: it was written by another one; put the run's own file back, or train again", *words)
+
+
+@pytest.mark.parametrize("change", [lambda r: r["split"].pop("test_from"), lambda r: r.update(split=[1]), lambda r: r.update(rates={}), lambda r: r.update(belongs=None), lambda r: r.pop("window"),
+                                    lambda r: r.update(price=3), lambda r: r["split"].update(by="moon"), lambda r: r.update(rates=dict(liked=[.5]))])
+def test_a_run_that_was_edited_with_a_checksum_of_its_own(change, trained, place, tmp_path, capsys):
+    folder = copy_of(trained, tmp_path/"m")
+    run = json.loads((folder/"run.json").read_text())
+    change(run)
+    (folder/"run.json").write_text(json.dumps(run | dict(checksum=storage.checksum(run))))
+    for words in (("evaluate", folder, place/"log.csv"), ("recommend", folder, "--user", 1, "--scenario", "home")): refused(capsys, "run.json is damaged", *words)
+
+
+@pytest.mark.wrong("… was shipped without its log: give --log FILE with what has happened so far", area="the command",
+                   cause="The folder holds model and preprocessor, but not the rows of the training, so nobody has a history.", remedy="Give a log with the same columns as --log.")
+def test_a_folder_without_its_log(trained, place, log, tmp_path, capsys):
+    folder = copy_of(trained, tmp_path/"m")
+    import shutil
+    shutil.rmtree(folder/"log")
+    ask = ("--user", int(log.who.value_counts().index[0]), "--scenario", "home", "--json")
+    refused(capsys, "was shipped without its log: give --log FILE with what has happened so far", "recommend", folder, *ask)
+    assert call(capsys, "recommend", folder, *ask, "--log", place/"log.csv")[1] == call(capsys, "recommend", trained, *ask)[1]
+    assert call(capsys, "evaluate", folder, place/"log.csv", "--json")[1] == call(capsys, "evaluate", trained, place/"log.csv", "--json")[1]
+
+
+# ---------------------------------------------------------------- ids that are written otherwise, and tables that know only some
+
+@pytest.mark.wrong("…: column …, row … below the header: …: the ids of the training are whole numbers, such as …: write them the same way", area="the command",
+                   cause="The newer file has text where the log of the training had numbers, such as 007 or u7.", remedy="Write the ids as in the log of the training.")
+def test_a_newer_log_with_ids_of_another_kind(trained, log, tmp_path, capsys):
+    later = log.assign(when=log.when + 90*86400)
+    for column, spoil in (("who", lambda x: x.map("{:05d}".format)), ("who", lambda x: "u" + x.astype(str)), ("what", lambda x: "i" + x.astype(str))):
+        later.assign(**{column: spoil(later[column])}).to_csv(tmp_path/"newer.csv", index=False)
+        says = f"newer.csv: column {column!r}, row 1 below the header: {spoil(later[column]).iloc[0]!r}: the ids of the training are whole numbers, such as"
+        refused(capsys, says, "evaluate", trained, tmp_path/"newer.csv")
+        refused(capsys, says, "recommend", trained, "--user", 1, "--scenario", "home", "--log", tmp_path/"newer.csv")
+
+
+@pytest.mark.wrong("no … in column … of … is known to the model: is the id written as in the training log (…; here …)?", area="the command",
+                   cause="All ids of the newer file are new: another shop, or ids that are written in another way.", remedy="Compare the ids that the line shows.")
+def test_a_newer_log_that_knows_nobody(trained, log, tmp_path, capsys):
+    log.assign(who=log.who + 10**6, when=log.when + 90*86400).to_csv(tmp_path/"newer.csv", index=False)
+    code, _, err = call(capsys, "evaluate", trained, tmp_path/"newer.csv", "--json")
+    assert code == 0 and re.search(r"no user in column 'who' of .*newer.csv is known to the model: is the id written as in the training log \(\d+, \d+; here 10", err), err
+
+
+def test_text_ids_that_look_like_numbers_in_a_newer_log(small, tmp_path, capsys):
+    text = small.assign(who=small.who.astype(str).where(small.who > 3, "u" + small.who.astype(str)))
+    assert call(capsys, *train_args(tmp_path, text))[0] == 0
+    user = text.who[text.who.str.isdigit()].value_counts().index[0]
+    seen = json.loads(call(capsys, "recommend", tmp_path/"m", "--user", user, "--scenario", "home", "-k", 1, "--json")[1])[0]["what"]
+    pd.DataFrame([dict(who=user, what=seen, where="home", when=text.when.max() + 60, liked=1, paid=3., category="tea")]).to_csv(tmp_path/"news.csv", index=False)
+    code, out, err = call(capsys, "recommend", tmp_path/"m", "--user", user, "--scenario", "home", "-k", 60, "--json", "--log", tmp_path/"news.csv")
+    assert code == 0 and err == "" and seen not in [row["what"] for row in json.loads(out)]
+
+
+@pytest.mark.wrong("… of … ids in column … are not in the file of --items: they can never be recommended", area="the command", cause="The log has items that the file does not describe.", remedy="Add them to the file if they should be in lists.")
+@pytest.mark.wrong("… of … ids in column … are not in the file of --users: they count as unknown in every column of that file", area="the command", cause="The log has users that the file does not describe.", remedy="Add them to the file, if more is known.")
+@pytest.mark.wrong("--items: …: column … holds no id of the log; the log has …, the file …", area="the command", cause="The ids of the file are written otherwise than those of the log.", remedy="Write them in the same way.")
+@pytest.mark.wrong("--items: …: column … appears twice in the header; rename one of the two", area="the command", cause="Two columns of the file have the same name.", remedy="Rename one of them.")
+@pytest.mark.wrong("in … of … rows column … of the log is not what the file of --items says of the item: training reads the log, lists read the file", area="the command",
+                   cause="Log and file of items contradict each other, perhaps because an item has changed.", remedy="Nothing needs to be done if the file is the newer one.")
+def test_tables_that_know_some_and_tables_that_know_none(small, tmp_path, capsys):
+    items = small[["what", "category"]].drop_duplicates("what")
+    users = pd.DataFrame(dict(who=small.who.unique())).assign(city=lambda f: np.where(f.who % 2, "Rome", "Oslo"))
+    items[::2].to_csv(tmp_path/"items.csv", index=False)
+    users[::2].to_csv(tmp_path/"users.csv", index=False)
+    schema = SCHEMA | dict(categorical=["category", "city"])
+    args = train_args(tmp_path, small, schema=schema)
+    code, out, err = call(capsys, *args, "--items", tmp_path/"items.csv", "--users", tmp_path/"users.csv")
+    lost = [len(f) - len(f[::2]) for f in (items, users)]
+    for line in (f"{lost[0]} of {len(items)} ids in column 'what' are not in the file of --items: they can never be recommended",
+                 f"{lost[1]} of {len(users)} ids in column 'who' are not in the file of --users: they count as unknown in every column of that file"):
+        assert code == 0 and line in out and line in (tmp_path/"m"/"model_card.md").read_text(), (out, err)
+    args = [*args, "--overwrite", "--items", tmp_path/"items.csv"]
+    def attempt(frame, says, **how):
+        frame.to_csv(tmp_path/"items.csv", index=False, **how)
+        refused(capsys, says, *args)
+    attempt(items.assign(what=[1.5, *items.what[1:]]), "column 'what', row 1 below the header has no id such as the log's")
+    attempt(items.assign(what=items.what.map("{:04d}".format)), "column 'what', row 1 below the header has no id such as the log's")
+    attempt(items.assign(what=items.what + 10**6), "column 'what' holds no id of the log; the log has")
+    attempt(items.assign(more=1).set_axis(["what", "category", "category"], axis=1), "column 'category' appears twice in the header; rename one of the two")
+    attempt(items.set_axis(["what", "what"], axis=1), "column 'what' appears twice in the header")
+    items.assign(category="other").to_csv(tmp_path/"items.csv", index=False)
+    code, out, _ = call(capsys, *args[:-3], "--overwrite", "--users", tmp_path/"users.csv", "--items", tmp_path/"items.csv")
+    n = json.loads((tmp_path/"m"/"run.json").read_text())["rows"]["kept"]
+    assert code == 0 and f"in {n} of {n} rows column 'category' of the log is not what the file of --items says of the item: training reads the log, lists read the file" in out
+
+
+def test_a_newer_file_of_users(small, tmp_path, capsys):
+    users = pd.DataFrame(dict(who=small.who.unique())).assign(city=lambda f: np.where(f.who % 2, "Rome", "Oslo"))
+    users.to_csv(tmp_path/"users.csv", index=False)
+    args = train_args(tmp_path, small, schema=SCHEMA | dict(categorical=["category", "city"], numeric=[]), users=tmp_path/"users.csv", epochs=3)
+    assert call(capsys, *args)[0] == 0
+    ask = ("recommend", tmp_path/"m", "--user", int(users.who[0]), "--scenario", "home", "--json")
+    before = call(capsys, *ask)[1]
+    assert call(capsys, *ask, "--users", tmp_path/"users.csv")[1] == before
+    users.assign(city=users.city.map(dict(Rome="Oslo", Oslo="Rome"))).to_csv(tmp_path/"moved.csv", index=False)
+    code, out, err = call(capsys, *ask, "--users", tmp_path/"moved.csv")
+    assert code == 0 and out != before, err
+    code, out, err = call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--users", tmp_path/"moved.csv", "--json")
+    assert code == 0 and out != call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")[1], err
+    refused(capsys, "--users: no such file", *ask, "--users", tmp_path/"none.csv")
+
+
+@pytest.mark.wrong("column … belongs to the moment of the list: give its value, --context …=VALUE; if it describes users, train with --users", area="lists",
+                   cause="A feature is known only at the moment of the list, such as the weather.", remedy="Say --context with its value.")
+def test_a_feature_of_the_moment(small, tmp_path, capsys):
+    pd.DataFrame(dict(who=small.who.unique())).assign(city="Rome").to_csv(tmp_path/"users.csv", index=False)
+    weather = small.assign(weather=np.where(small.liked ^ (small.index % 3 == 0), "rain", "sun"))
+    args = train_args(tmp_path, weather, schema=SCHEMA | dict(categorical=["category", "city", "weather"], numeric=[]), users=tmp_path/"users.csv", epochs=2)
+    code, _, err = call(capsys, *args)
+    assert code == 0, err
+    ask = ("recommend", tmp_path/"m", "--user", int(small.who[0]), "--scenario", "home", "--json")
+    refused(capsys, "column 'weather' belongs to the moment of the list: give its value, --context weather=VALUE; if it describes users, train with --users", *ask)
+    code, rain, err = call(capsys, *ask, "--context", "weather=rain")
+    assert code == 0 and rain != call(capsys, *ask, "--context", "weather=sun")[1], err
+    refused(capsys, "--context weather: write key=value", *ask, "--context", "weather")
+    refused(capsys, "'category' cannot be set for all items", *ask, "--context", "category=tea")
+
+
+def test_side_files_with_semicolons_and_packed_ones(small, tmp_path, capsys):
+    items = small[["what", "category"]].drop_duplicates("what").assign(weight=lambda f: f.what + .5)
+    items.to_csv(tmp_path/"items.csv", index=False, sep=";", decimal=",")
+    items.to_csv(tmp_path/"items.csv.gz", index=False)
+    schema = SCHEMA | dict(numeric=["paid", "weight"], item_columns=["category", "weight"])
+    found = []
+    for name in ("items.csv", "items.csv.gz"):
+        code, _, err = call(capsys, *train_args(tmp_path, small, schema=schema, items=tmp_path/name, overwrite=True))
+        assert code == 0, err
+        found.append((tmp_path/"m"/"metrics.csv").read_text())
+    assert found[0] == found[1]
+
+
+# ---------------------------------------------------------------- many scenarios, strange names
+
+@pytest.mark.wrong("column … names … scenarios (…): is it the right column? At most … make sense", area="the command", cause="The column of the scenario holds a session, a page or a time.", remedy="Name another column with --scenario, or group its values.")
+def test_a_session_is_no_scenario(small, tmp_path, capsys):
+    many = pd.concat([small]*4, ignore_index=True).assign(where=lambda f: "session " + f.index.astype(str), when=lambda f: f.when + f.index)
+    code, _, err = call(capsys, *train_args(tmp_path, many))
+    assert code == 2 and len(err) < 300 and re.search(r"column 'where' names 3,\d\d\d scenarios \('session \d+', .* more\): is it the right column\? At most 300 make sense", err), err
+
+
+def test_many_scenarios_get_no_picture_of_all_pairs(small, tmp_path, capsys):
+    many = small.assign(where=lambda f: "page " + (f.index % 60).astype(str))
+    start_ = time.monotonic()
+    code, _, err = call(capsys, *train_args(tmp_path, many))
+    assert code == 0 and not (tmp_path/"m"/"attention.png").exists() and (tmp_path/"m"/"curve.png").exists() and time.monotonic() - start_ < 30, err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a terminal that is not UTF-8 is set by a variable here")
+def test_a_terminal_that_knows_no_chinese(small, tmp_path):
+    args = train_args(tmp_path, small.assign(where=small["where"].replace("home", "首页")))
+    code = "import sys; from multiscene_rec.cli import main; sys.exit(main())"
+    env = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg", PYTHONIOENCODING="cp1252")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], env=env, capture_output=True, timeout=120)
+    assert done.returncode == 0 and b"\\u9996\\u9875" in done.stdout, done.stderr
+    assert "首页" in (tmp_path/"m"/"model_card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_a_path_that_is_no_text(small, tmp_path, capsys):
+    odd = tmp_path/os.fsdecode(b"caf\xe9.csv")
+    args = train_args(tmp_path, small)
+    small.to_csv(odd, index=False)
+    args[1], args[args.index("--out") + 1] = odd, tmp_path/os.fsdecode(b"mod\xe8le")
+    with open(tmp_path/"said", "w", errors="backslashreplace") as f, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", f)
+        code = cli.main([str(a) for a in args])
+    assert code == 0, capsys.readouterr().err
+    assert "caf\\udce9.csv" in (Path(args[args.index("--out") + 1])/"model_card.md").read_text()
+
+
+def test_control_characters_reach_no_terminal(small, tmp_path, capsys):
+    name, late = "ho\x1b]0;mine\x07me", "\x9b31m"
+    odd = small.assign(where=small["where"].replace("home", name)).sort_values("when").reset_index(drop=True)
+    odd.loc[len(odd) - 20:, "where"] = late
+    code, out, err = call(capsys, *train_args(tmp_path, odd))
+    assert code == 0 and "\\x1b]0;mine\\x07" in out, err
+    told = [out, err, (tmp_path/"m"/"model_card.md").read_text()]
+    told += call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv")[1:]
+    told += call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")[1:]
+    told += call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", late)[1:]
+    told += call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", name)[1:]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "".join(told))
+    assert name in {row["scenario"] for row in json.loads((tmp_path/"m"/"metrics.json").read_text())}
+
+
+@pytest.mark.parametrize("name, says", [("-", "'-' is no file"), ("https://example.org/log.csv", "is an address"), ("~/no such log.csv", str(Path.home())), ("--json", "--json")])
+def test_names_that_are_no_files(name, says, tmp_path, capsys):
+    refused(capsys, says, "train", name, "--out", tmp_path/"m")
+
+
+def test_a_scenario_that_begins_with_dashes(small, tmp_path, capsys):
+    assert call(capsys, *train_args(tmp_path, small.assign(where=small["where"].replace("home", "--json"))))[0] == 0
+    code, out, err = call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario=--json", "-k", 2)
+    assert code == 0 and len(out.splitlines()) == 3, err
+
+
+@pytest.mark.wrong("user … has seen every item; say --seen to show them again", area="lists", cause="The user has seen everything in the log's items.", remedy="Say --seen.")
+def test_who_has_seen_all(small, tmp_path, capsys):
+    user, items = int(small.who[0]), small.what.unique()
+    all_ = pd.concat([small, small.drop_duplicates("what").assign(who=user)]).assign(when=lambda f: f.when.min() + np.arange(len(f))*60)
+    assert call(capsys, *train_args(tmp_path, all_))[0] == 0
+    code, _, err = call(capsys, "recommend", tmp_path/"m", "--user", user, "--scenario", "home")
+    assert code == 2 and f"user {user} has seen every item; say --seen to show them again" in err, err
+    assert len(json.loads(call(capsys, "recommend", tmp_path/"m", "--user", user, "--scenario", "home", "--seen", "--json", "-k", 1000)[1])) == len(items)
+
+
+# ---------------------------------------------------------------- several answers, other models, several processes
+
+@pytest.mark.wrong("task … is unknown; the model predicts …", area="lists", cause="The model does not predict this answer.", remedy="Use one of the names in the message.")
+def test_two_answers(small, tmp_path, capsys):
+    two = small.assign(bought=small.liked*(small.index % 2))
+    names = ("--user", "who", "--item", "what", "--scenario", "where", "--time", "when", "--label", "liked", "--label", "bought")
+    two.to_csv(tmp_path/"log.csv", index=False)
+    code, out, err = call(capsys, "train", tmp_path/"log.csv", *names, "--out", tmp_path/"m", "--epochs", 2)
+    assert code == 0 and "task" in out, err
+    metrics = json.loads((tmp_path/"m"/"metrics.json").read_text())
+    assert [(row["task"], row["scenario"]) for row in metrics if row["scenario"] == "all"] == [("liked", "all"), ("bought", "all")]
+    assert "bought" in (tmp_path/"m"/"model_card.md").read_text()
+    again = json.loads(call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")[1])
+    assert [row["log_loss"] for row in again] == pytest.approx([row["log_loss"] for row in metrics], rel=1e-5)
+    ask = ("recommend", tmp_path/"m", "--user", 1, "--scenario", "home", "--json", "-k", 60, "--seen")
+    first, liked, bought = (json.loads(call(capsys, *ask, *more)[1]) for more in ((), ("--task", "liked"), ("--task", "bought")))
+    assert first == liked and sorted(r["score"] for r in bought) != sorted(r["score"] for r in liked)
+    code, _, err = call(capsys, *ask, "--task", "stolen")
+    assert code == 2 and "task 'stolen' is unknown; the model predicts liked, bought" in err, err
+
+
+MINE = '''
+from torch import nn
+from multiscene_rec.extractor import FieldEmbedding
+from multiscene_rec.model import Recommender
+
+class {0}(Recommender, name="{1}"):
+    def __init__(self, spec, scale=1.0):
+        super().__init__(spec)
+        self.scale, self.word = scale, FieldEmbedding(spec.fields, 1)
+    def forward(self, batch): return self.scale*self.word(batch.fields).sum((1, 2))
+class Other: pass
+'''
+
+
+@pytest.mark.wrong("module … cannot be imported: …", area="the command", cause="The module of a model is not in this folder, nor installed.", remedy="Run the command from the folder with the module, or install it.")
+@pytest.mark.wrong("--model …: … has no class … that is a Recommender", area="the command", cause="The name behind the colon is misspelt, or the class is no subclass of Recommender.", remedy="Write module:Class, such as shop:Star.")
+@pytest.mark.wrong("--set …: write key=value, such as hidden=[64,32] or price=9.5", area="the command", cause="An argument of the model is given without its name.", remedy="Write its name, an equals sign and the value.")
+def test_a_model_of_one_s_own(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"my_shop.py").write_text(MINE.format("Mine", "mine_of_a_test"))
+    args = train_args(tmp_path, small)
+    code, out, err = call(capsys, *args, "--model", "my_shop:Mine", "--set", "scale=0.5")
+    run = json.loads((tmp_path/"m"/"run.json").read_text())
+    assert code == 0 and run["model"] == "mine_of_a_test" and run["params"] == dict(scale=.5) and not (tmp_path/"m"/"attention.png").exists(), err
+    assert call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", "home", "--import", "my_shop", "-k", 2)[0] == 0
+    done = start("recommend", tmp_path/"m", "--user", "1", "--scenario", "home", cwd=tmp_path).communicate(timeout=60)
+    assert "mine_of_a_test" in done[1] and "import" in done[1] and len(done[1].splitlines()) == 1
+    child = start("recommend", tmp_path/"m", "--user", "1", "--scenario", "home", "--import", "my_shop", "-k", "2", cwd=tmp_path)
+    assert len(child.communicate(timeout=60)[0].splitlines()) == 3 and child.returncode == 0
+    for more, says in ((("--model", "nowhere:Mine"), "module 'nowhere' cannot be imported"), (("--model", "my_shop:Other"), "--model my_shop:Other: my_shop has no class 'Other' that is a Recommender"),
+                       (("--model", "my_shop:None"), "has no class 'None' that is a Recommender"), (("--model", "nothing"), "nothing"), (("--set", "hidden"), "--set hidden: write key=value, such as hidden=[64,32] or price=9.5"),
+                       (("--set", "widht=3"), "has no argument 'widht'"), (("--model", "my_shop:Mine", "--fusion", "mean"), "has no argument 'fusion'")):
+        refused(capsys, says, *args, "--overwrite", *more)
+
+
+def test_short_forms_and_long_ones(small, tmp_path, capsys):
+    assert call(capsys, *train_args(tmp_path, small, out="a", fusion="mean", towers=True))[0] == 0
+    assert call(capsys, *train_args(tmp_path, small, out="b", set=["fusion=mean", "towers=true"]))[0] == 0
+    assert call(capsys, *train_args(tmp_path, small, out="c", set=["hidden=[8]", "widths=[16,8]"]))[0] == 0
+    assert (tmp_path/"a"/"model"/"model.safetensors").read_bytes() == (tmp_path/"b"/"model"/"model.safetensors").read_bytes()
+    assert json.loads((tmp_path/"c"/"run.json").read_text())["params"] == dict(hidden=[8], widths=[16, 8])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="processes meet through gloo")
+def test_two_processes_give_the_model_of_one(log, tmp_path, capsys):
+    args = [str(a) for a in train_args(tmp_path, log, epochs=2, batch_size=64)]
+    env = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "multiscene_rec"]
+    done = subprocess.run([*launch, *args], cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for line in ("Reading ", "Counting histories", "epoch 2:", "Measuring on", "Written to "): assert done.stdout.count(line) == 1, f"{line!r} is said by more than the first process"
+    code, out, err = call(capsys, *train_args(tmp_path, log, out="one", epochs=2, batch_size=128))
+    assert code == 0, err
+    two, one = (pd.read_csv(tmp_path/name/"metrics.csv", index_col=0) for name in ("m", "one"))
+    pd.testing.assert_frame_equal(two, one, atol=1e-5, rtol=1e-5)
+    assert not storage.work_folder(tmp_path/"m").exists()
+    missing = subprocess.run([*launch, "train", str(tmp_path/"none.csv"), "--out", str(tmp_path/"x")], cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True, timeout=300)
+    assert missing.returncode and missing.stderr.count("no such file") == 1 and not (tmp_path/"x").exists()
 
 
 # ---------------------------------------------------------------- the README's own lines
