@@ -1,11 +1,14 @@
 """Training that is killed at random moments, in processes of its own: what is left loads, and going on changes no bit.
 
 The file is its own child. `python tests/test_killed_training.py FOLDER EPOCHS` imports once, trains a moment, and then forks a
-training for each line on its standard input, so that a killed training costs no import.
+training for each line on its standard input, so that a killed training costs no import. With the word `commands` it forks the
+command instead, with the words of each line.
 """
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from multiscene_rec import core, train
+from multiscene_rec import core, data, runs, storage, train
 from multiscene_rec.data import Batch
 from multiscene_rec.storage import read_record
 
@@ -173,5 +176,125 @@ def test_ctrl_c_names_the_checkpoint_and_the_same_bits_follow(trainings, tmp_pat
     assert same(go(tmp_path).state_dict(), undisturbed)
 
 
+# ---------------------------------------------------------------- the command
+
+def serve_commands():
+    "Fork the command for each first line that comes in, a list of words, and say its process number; for each second, say how it ended."
+    from multiscene_rec import cli
+    said, sys.stdout = sys.stdout, open(os.devnull, "w")
+    cli.main(json.loads(sys.stdin.readline())) # here, so that what it imports is there for all that follow
+    sys.stdout = said
+    print(0, flush=True)
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 1
+            try: code = cli.main(json.loads(line))
+            finally: os._exit(code)
+        print(pid, flush=True)
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+class Commands:
+    "Commands, one after the other, each of which may be stopped after some seconds."
+    def __init__(self):
+        self.child = subprocess.Popen([sys.executable, __file__, "commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"})
+
+    def tell(self, line):
+        self.child.stdin.write(line + "\n")
+        self.child.stdin.flush()
+        return int(self.child.stdout.readline())
+
+    def warm(self, words): assert self.tell(json.dumps(list(map(str, words)))) == 0
+
+    def run(self, words, sign=None, after=0.):
+        pid = self.tell(json.dumps(list(map(str, words))))
+        if sign is not None:
+            time.sleep(after)
+            os.kill(pid, sign) # not waited for yet, so that the number is still its own
+        return self.tell("")
+
+
+@pytest.fixture
+def commands():
+    made = Commands()
+    with made.child:
+        try: yield made
+        finally: made.child.kill()
+
+
+def command_killed(commands, folder, times):
+    "Stop a training that replaces a model as many times; the folder must hold the old run or the new one, whole, after each."
+    mall = data.toy_mall(n_users=60, n_items=40, n_events=900, seed=3)
+    mall.events.to_csv(folder/"log.csv", index=False)
+    plan = ("train", folder/"log.csv", "--device", "cpu", "--batch-size", 64, "--epochs", 12, "--patience", 12)
+    commands.warm([*plan, "--out", folder/"m", "--seed", 1])
+    start = time.monotonic()
+    assert commands.run([*plan, "--out", folder/"whole"]) == 0
+    took = time.monotonic() - start
+    weights = lambda name: (folder/name/"model"/"model.safetensors").read_bytes()
+    shutil.copytree(folder/"m", folder/"first")
+    old, new, plan = weights("m"), weights("whole"), [*plan, "--out", folder/"m"]
+    seed = random.SystemRandom().randrange(2**32)
+    print("seed of the kills", seed)
+    r, told = random.Random(seed), []
+    for turn in range(times):
+        begun = (storage.work_folder(folder/"m")/"checkpoint"/"checkpoint.json").exists()
+        sign = signal.SIGINT if turn % 2 else signal.SIGKILL
+        code = commands.run([*plan, "--resume" if begun else "--overwrite"], sign, took*r.uniform(.1, 1.1))
+        assert code in (-signal.SIGKILL, 130, 0), code
+        runs.load_run(folder/"m")
+        there = {p.name for p in (folder/"m").iterdir()}
+        assert weights("m") in (old, new) and there == {p.name for p in (folder/"whole").iterdir()}
+        told.append((code, begun, weights("m") == new))
+        if weights("m") == new:
+            shutil.rmtree(folder/"m")
+            shutil.copytree(folder/"first", folder/"m")
+    print("exit code, went on, replaced:", told)
+    begun = (storage.work_folder(folder/"m")/"checkpoint"/"checkpoint.json").exists()
+    assert commands.run([*plan, "--resume" if begun else "--overwrite"]) == 0
+    assert weights("m") == new and not storage.work_folder(folder/"m").exists()
+
+
+def test_a_command_that_is_killed_leaves_the_old_run_or_the_new_one(commands, tmp_path): command_killed(commands, tmp_path, 6)
+
+
+@pytest.mark.slow
+def test_forty_kills_of_the_command(commands, tmp_path): command_killed(commands, tmp_path, 40)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("at", ["after the first rename", "after the second", "before both"])
+def test_a_swap_that_is_cut_off(at, sign, tmp_path):
+    "Both renames are atomic: what counts is what is there between them."
+    (tmp_path/"m").mkdir()
+    (tmp_path/"m"/"run.json").write_text("old")
+    code = f"""
+import os, signal, sys
+from multiscene_rec import storage
+signal.signal(signal.SIGINT, signal.default_int_handler)
+real, done = os.replace, []
+def replace(a, b):
+    stop = {["before both", "after the first rename", "after the second"].index(at)}
+    folders = os.path.isdir(a)
+    if folders and len(done) == stop == 0: os.kill(os.getpid(), {int(sign)})
+    real(a, b)
+    if folders: done.append(b)
+    if folders and len(done) == stop: os.kill(os.getpid(), {int(sign)})
+os.replace = replace
+with storage.replaced_folder(sys.argv[1]) as work: (work/"run"/"run.json").write_text("new")
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path/"m")], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60)
+    storage.settle(tmp_path/"m")
+    assert (tmp_path/"m"/"run.json").read_text() == ("new" if at == "after the second" else "old")
+    with storage.replaced_folder(tmp_path/"m") as work: (work/"run"/"run.json").write_text("newer")
+    assert (tmp_path/"m"/"run.json").read_text() == "newer" and [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1:] == ["commands"]: serve_commands()
+    else: serve(sys.argv[1], int(sys.argv[2]))

@@ -1054,9 +1054,10 @@ def test_short_forms_and_long_ones(small, tmp_path, capsys):
     assert json.loads((tmp_path/"c"/"run.json").read_text())["params"] == dict(hidden=[8], widths=[16, 8])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="processes meet through gloo")
 def test_two_processes_give_the_model_of_one(log, tmp_path, capsys):
+    schema = runs.Schema(**{k: tuple(v) if isinstance(v, list) else v for k, v in SCHEMA.items()})
+    log = next(f for f in (log, log[1:], log[2:]) if len(preprocess.time_split(f, schema)[0]) % 2 == 0) # of an odd number each epoch leaves a row out
     args = [str(a) for a in train_args(tmp_path, log, epochs=2, batch_size=64)]
     env = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "multiscene_rec"]
