@@ -30,15 +30,17 @@ from .predictor import observable_ceiling
 from .preprocess import EventLog, Preprocessor, clean, time_split
 from .rank import recommend
 from .runs import as_json as as_json_text
-from .runs import evaluate_log, import_module, list_for, picture, plain_text, read_schema, show, train_log
+from .runs import evaluate_log, import_module, list_for, picture, plain_text, read_schema
+from .runs import show, train_log
 from .storage import foreign_file, replaced_folder
-from .train import FiniteCheck, KeepBest, Progress, attention_map, compare, interest_models, plot_map
+from .train import FiniteCheck, KeepBest, Progress
+from .train import attention_map, compare, interest_models, plot_map
 
 # %% ../nbs/90_cli.ipynb #a12e11b6
 _NAMES = {"none": "no history", "own": "own scenario", "mean": "mean", "concat": "concatenation", "attention": "attention"}
 _DEMO = ("metrics.csv", "attention.png", "curve.png", "model", "preprocess")
 
-def _say(text=""): # Progress goes to the same stream as results: a demo is read, not piped. Names in a log are shown, never obeyed
+def _say(text=""): # Progress goes to the same stream as results: a demo is read, not piped
     print(plain_text(text), flush=True)
 
 def _hint(text): # News that must not get between the results
@@ -56,8 +58,8 @@ def compare_table(
     return table.reindex(index=results.model.unique(), columns=[*(n for n in order if n not in last), *last])
 
 # %% ../nbs/90_cli.ipynb #0abb9b6c
-def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, towers=False, **options): # Every fusion, told at once
-    train, valid, test = parts
+def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, towers=False, **options):
+    train, valid, test = parts # every fusion is trained, and told as soon as it is known
     results, found = [], {}
     options["callbacks"] = (FiniteCheck(), KeepBest(patience), *((Progress(),) if progress else ()))
     for fusion, make in interest_models(spec, tuple(_NAMES), towers=towers).items():
@@ -210,11 +212,13 @@ def _columns(schema, **named): # What the options say of the columns
         raise ValueError(f"--schema names the columns already: leave --{next(iter(named))} out, or write it into {schema}")
     return dict(schema=read_schema(schema))
 
+# %% ../nbs/90_cli.ipynb #1e6a3585
 def _pairs(option, words): # key=value, the value as JSON where it is JSON, else as text
     pairs = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or not key: raise ValueError(f"{option} {word}: write key=value, such as hidden=[64,32] or price=9.5")
+        if not equals or not key:
+            raise ValueError(f"{option} {word}: write key=value, such as hidden=[64,32] or price=9.5")
         try: pairs[key] = json.loads(value)
         except ValueError: pairs[key] = value
     return pairs
@@ -277,8 +281,8 @@ _Json = _option(bool, "JSON for scripts, and nothing else on stdout", "--json")
 @app.command("train")
 def _train_command(
     log: _Log, out: _Out,
-    user: _User = None, item: _Item = None, scenario: _Scenario = None, time: _Time = None, label: _Label = None,
-    schema: _SchemaFile = None, users: _Users = None, items: _Items = None, drop: _Drop = None,
+    user: _User = None, item: _Item = None, scenario: _Scenario = None, time: _Time = None,
+    label: _Label = None, schema: _SchemaFile = None, users: _Users = None, items: _Items = None, drop: _Drop = None,
     split: _Split = _By.time, price: _Price = None, window: _Window = 5.0,
     time_unit: _TimeUnit = None, any_time: _AnyTime = False,
     model: _Model = "interest", set_: _Set = None, fusion: _Fusion = None, towers: _Towers = False,
@@ -335,7 +339,7 @@ def _recommend_command(
     print(plain_text(top.set_index("rank").rename_axis(None).assign(score=score).to_string()))
 
 # %% ../nbs/90_cli.ipynb #a8917cbb
-_MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) # what our functions raise for wrong input
+_MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) # raised for wrong input
 
 def _complain(text): # One line; under torchrun only the first process speaks of what all of them meet
     alone = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -586,7 +586,8 @@ def load_run(
         except (ValueError, AttributeError, RecursionError): found = None # its own reader says what is wrong with it
         if found is not None and found != belongs.get(name):
             raise ValueError(f"{path} does not belong to this run: it was written by another one; put the run's own file back, or train again")
-    model, prep = Recommender.load(folder/"model"), Preprocessor.load(folder/"preprocess")
+    try: model, prep = Recommender.load(folder/"model"), Preprocessor.load(folder/"preprocess")
+    except ImportError as e: raise ImportError(f"{e}; the command imports it with --import MODULE") from e
     if model.spec != prep.spec: raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
     with damage_named(folder/"run.json", WRITER):
         if [len(about["rates"][name]) for name in prep.schema.labels] != [len(prep.scenarios)]*len(prep.schema.labels): raise ValueError("its rates are not those of the scenarios")

@@ -992,6 +992,12 @@ def test_who_has_seen_all(small, tmp_path, capsys):
 
 # ---------------------------------------------------------------- several answers, other models, several processes
 
+def test_a_log_that_does_not_fit_into_memory_is_one_line(small, tmp_path, capsys, monkeypatch):
+    def huge(*_, **__): return np.empty((10**9, 10**9))
+    monkeypatch.setattr(runs, "log_summary", huge)
+    refused(capsys, "Unable to allocate", *train_args(tmp_path, small))
+
+
 @pytest.mark.wrong("task … is unknown; the model predicts …", area="lists", cause="The model does not predict this answer.", remedy="Use one of the names in the message.")
 def test_two_answers(small, tmp_path, capsys):
     two = small.assign(bought=small.liked*(small.index % 2))
@@ -1025,6 +1031,7 @@ class Other: pass
 '''
 
 
+@pytest.mark.wrong("…; the command imports it with --import MODULE", area="the command", cause="The model is one of your own, and a saved model never runs code by itself.", remedy="Say --import with the module that defines it.")
 @pytest.mark.wrong("module … cannot be imported: …", area="the command", cause="The module of a model is not in this folder, nor installed.", remedy="Run the command from the folder with the module, or install it.")
 @pytest.mark.wrong("--model …: … has no class … that is a Recommender", area="the command", cause="The name behind the colon is misspelt, or the class is no subclass of Recommender.", remedy="Write module:Class, such as shop:Star.")
 @pytest.mark.wrong("--set …: write key=value, such as hidden=[64,32] or price=9.5", area="the command", cause="An argument of the model is given without its name.", remedy="Write its name, an equals sign and the value.")
@@ -1037,7 +1044,7 @@ def test_a_model_of_one_s_own(small, tmp_path, capsys, monkeypatch):
     assert code == 0 and run["model"] == "mine_of_a_test" and run["params"] == dict(scale=.5) and not (tmp_path/"m"/"attention.png").exists(), err
     assert call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", "home", "--import", "my_shop", "-k", 2)[0] == 0
     done = start("recommend", tmp_path/"m", "--user", "1", "--scenario", "home", cwd=tmp_path).communicate(timeout=60)
-    assert "mine_of_a_test" in done[1] and "import" in done[1] and len(done[1].splitlines()) == 1
+    assert "mine_of_a_test" in done[1] and "the command imports it with --import MODULE" in done[1] and len(done[1].splitlines()) == 1
     child = start("recommend", tmp_path/"m", "--user", "1", "--scenario", "home", "--import", "my_shop", "-k", "2", cwd=tmp_path)
     assert len(child.communicate(timeout=60)[0].splitlines()) == 3 and child.returncode == 0
     for more, says in ((("--model", "nowhere:Mine"), "module 'nowhere' cannot be imported"), (("--model", "my_shop:Other"), "--model my_shop:Other: my_shop has no class 'Other' that is a Recommender"),
