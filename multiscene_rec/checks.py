@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-__all__ = ["whole_number", "float_array", "fitted", "get_params", "damage_named"]
+__all__ = ["whole_number", "float_array", "fitted", "get_params", "damage_named", "ends_in_sigmoid"]
 
 
 def whole_number(
@@ -69,3 +69,18 @@ def damage_named(
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError, SafetensorError) as e:
         why = str(e)[:200] if isinstance(e, ValueError) else f"{type(e).__name__}: {str(e)[:100]}"
         raise ValueError(f"{path} is damaged, or is not what {writer} wrote ({why}): copy it again, or make it anew") from e
+
+
+_PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Gather", "Expand", "Clone", "ToCopy", "Transpose", "T", "Permute", "Cat", "Stack")
+
+def ends_in_sigmoid(
+    scores: torch.Tensor, # What a model returned, with its graph
+) -> bool: # Whether the last thing that was done to them makes probabilities
+    """Probabilities where log-odds are expected train slowly and wrongly, without an error; the graph of gradients tells."""
+    step = scores.grad_fn
+    while step is not None:
+        name = type(step).__name__.removesuffix("0").removesuffix("Backward")
+        if name in ("Sigmoid", "Hardsigmoid", "Softmax"): return True
+        if name not in _PASSING: return False
+        step = next((before for before, _ in step.next_functions if before is not None), None)
+    return False

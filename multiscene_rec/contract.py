@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .checks import ends_in_sigmoid
 from .core import require, set_seed
 from .data import Batch, with_parts
 from .model import Recommender, _needs, model_class
@@ -94,8 +95,7 @@ def _returns_log_odds_of_the_right_shape(s):
     logits, expected = _scores(model, s.batch), _shape(s.spec, len(s.batch))
     _assert(isinstance(logits, torch.Tensor) and logits.shape == expected, f"forward gave {tuple(getattr(logits, 'shape', ()))}, expected {expected}")
     _assert(logits.is_floating_point() and logits.isfinite().all(), "forward gave numbers that are not finite")
-    alike = bool(((logits >= 0) & (logits <= 1)).all()) and .3 < logits.mean() < .7 and logits.std() > 0
-    _assert(not alike, "all scores of a fresh model lie between 0 and 1 around one half: return log-odds, without a sigmoid at the end")
+    _assert(not ends_in_sigmoid(model(s.batch)), "it returns probabilities: return log-odds, without a sigmoid at the end")
     one = _scores(model, s.batch[:1])
     _assert(one.shape == _shape(s.spec, 1), f"for one row forward gave {tuple(one.shape)}: a squeeze() without an axis?")
 

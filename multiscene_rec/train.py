@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checks import damage_named, whole_number
+from .checks import damage_named, ends_in_sigmoid, whole_number
 from .core import pick_device, set_seed
 from .data import Batch
 from .metrics import auc, log_loss, report
@@ -602,8 +602,16 @@ def _set_up(model, train, valid, settings, device, compile, optimizer, callbacks
     run = Run(model, train, valid, steps, device, settings, callbacks, rank, world)
     _check_first(run)
     net = _Loss(model)
-    if world > 1: net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    if world > 1: net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=_some_are_idle(net, run))
     return run, torch.compile(net) if compile else net
+
+# %% ../nbs/09_train.ipynb #b9e3beae
+def _some_are_idle(net, run): # Whether a parameter gets no gradient: DistributedDataParallel would wait for it for ever
+    net.eval() # running statistics and random numbers stay as they are
+    net(_here(next(iter(run.train.batches(256))), run)).backward()
+    idle = any(p.grad is None for p in net.parameters() if p.requires_grad)
+    net.zero_grad(set_to_none=True)
+    return idle
 
 def _processes(device): # (rank, world, device); under torchrun the processes find each other here
     if dist.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
@@ -663,13 +671,11 @@ def _check_first(run): # A model that ends in a sigmoid learns, slowly and wrong
     if part is None: return
     training = run.model.training
     run.model.eval()
-    with torch.no_grad(): logits = _logits(run.model, part.to(run.device)).float()
+    logits = _logits(run.model, part.to(run.device))
     run.model.train(training)
-    inside = len(logits) >= 32 and 0 <= logits.min() and logits.max() <= 1 and logits.std() > 0
-    if run.rank == 0 and inside and .3 < logits.mean() < .7: # log-odds begin near 0, probabilities near one half
-        name = type(run.model).__name__
-        warnings.warn(f"all scores of the untrained {name} lie between 0 and 1: does it return probabilities? "
-                      "It must return log-odds, without a sigmoid at the end", stacklevel=4)
+    if run.rank == 0 and ends_in_sigmoid(logits):
+        warnings.warn(f"{type(run.model).__name__} returns probabilities: it must return log-odds, "
+                      "without a sigmoid at the end", stacklevel=4)
 
 # %% ../nbs/09_train.ipynb #b60cb4bf
 @contextlib.contextmanager

@@ -397,12 +397,12 @@ def test_models_that_return_something_else(tiny):
     with pytest.raises(ValueError, match="one column per task"): train.evaluate(Linear(rows.dense.shape[1], lambda x: x.expand(-1, 2)), rows)
 
 
-@pytest.mark.wrong("all scores of the untrained … lie between 0 and 1: does it return probabilities? It must return log-odds, without a sigmoid at the end",
+@pytest.mark.wrong("… returns probabilities: it must return log-odds, without a sigmoid at the end",
                    cause="forward ends in a sigmoid. The loss takes log-odds, so the model would learn slowly and wrongly.",
                    remedy="Take the sigmoid out; predict applies it.", area="training")
 def test_probabilities_get_a_warning_and_log_odds_none(tiny):
     rows = tiny[1]
-    with pytest.warns(UserWarning, match="all scores of the untrained Linear lie between 0 and 1: does it return probabilities[?] It must return log-odds, without a sigmoid at the end"):
+    with pytest.warns(UserWarning, match="Linear returns probabilities: it must return log-odds, without a sigmoid at the end"):
         train.fit(Linear(rows.dense.shape[1], lambda x: x[:, 0].sigmoid()), rows, **GO, callbacks=())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
