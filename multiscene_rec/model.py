@@ -211,7 +211,7 @@ def build(
     name: str, # One of model_names()
     spec: Spec, # What there is in the data
     **params, # Arguments of the model
-) -> "Recommender": # A fresh model
+) -> nn.Module: # A fresh Recommender
     """Build a model by name.
 
     Raises: `ValueError` for a name or an argument that is unknown, naming those there are.

@@ -831,10 +831,11 @@ def plot_map(
         values = frame.to_numpy(dtype=float)
         top = max(np.nan_to_num(values).max(), 1e-9)
         ax.imshow(values, cmap="Blues", vmin=0, vmax=top)
-        ax.set(title=title, xlabel="whose history", ylabel="target scenario",
+        ax.set_title(title, parse_math=False) # names of scenarios are never formulas
+        ax.set(xlabel="whose history", ylabel="target scenario",
                xticks=range(values.shape[1]), yticks=range(values.shape[0]))
-        ax.set_xticklabels(frame.columns, rotation=40, ha="right")
-        ax.set_yticklabels(frame.index)
+        ax.set_xticklabels(frame.columns, rotation=40, ha="right", parse_math=False)
+        ax.set_yticklabels(frame.index, parse_math=False)
         for (row, column), value in np.ndenumerate(values):
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > .6*top else "black")
     return fig
