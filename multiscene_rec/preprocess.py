@@ -1285,8 +1285,7 @@ class Preprocessor:
 
     Raises: `ValueError` for something that is not a part, or two parts of one kind that would bring the same thing.
     """
-    query = () # Of the Spec; a subclass may choose
-    scenario_order = () # Of the scenarios; () sorts their names; a subclass may choose
+    query = scenario_order = () # Of the Spec: fields of the query, order of the scenarios; a subclass may choose
 
     def __init__(self,
         schema: Schema = Schema(), # Which column is what

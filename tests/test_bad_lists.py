@@ -45,7 +45,7 @@ def test_an_unknown_scenario_names_the_known_ones(shop, scenario):
     with pytest.raises(ValueError, match="is unknown; choose from cart, home, live, search"): shop[3].scores([3], scenario)
 
 
-@wrong("k must be a whole number of 1 or more, got …", cause="A list of no items, or of a broken number of them, was asked for.",
+@wrong("… must be a whole number of 1 or more, got …", cause="A list of no items, or of a broken number of them, was asked for.",
        remedy="Give k as a whole number such as 10.", area="lists")
 @pytest.mark.parametrize("k", [0, -1, 1.5, 10., "3", None, True])
 def test_k_that_is_no_length(shop, k):

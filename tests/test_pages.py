@@ -60,7 +60,7 @@ def test_no_message_stands_twice():
 
 @pytest.mark.parametrize("words", [
     "is empty", "has a header and no rows", "missing column", "scenario", "label", "one class", "infinite", "stands twice", "zone",
-    "newcomer", "k must be", "axis", "pickle", "format", "damaged", "free space", "Ctrl-C", "another run", "milliseconds"])
+    "newcomer", "whole number", "axis", "pickle", "format", "damaged", "free space", "Ctrl-C", "another run", "milliseconds"])
 def test_the_bad_days_are_all_there(words):
     assert words.lower() in pages.went_wrong().lower()
 
