@@ -9,11 +9,11 @@ from torch import nn
 from multiscene_rec import contract
 from multiscene_rec.data import toy_mall
 from multiscene_rec.extractor import FieldEmbedding
-from multiscene_rec.fusion import fusion_names
+from multiscene_rec.fusion import FUSIONS as ALL
 from multiscene_rec.model import InterestModel, Recommender, _MODELS
 from multiscene_rec.preprocess import EventLog, Preprocessor
 
-FUSIONS = ("none", *(name for name in fusion_names() if not name.startswith("test_")))
+FUSIONS = ("none", *(name for name, kind in ALL.items() if kind.__module__.startswith("multiscene_rec.")))
 
 
 @pytest.fixture(scope="module")

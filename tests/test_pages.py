@@ -73,8 +73,8 @@ def test_every_formula_symbol_model_and_exercise_is_on_its_page():
         assert f"({row['tag']})" in page["formulas.md"] and f"`{row['symbol']}`" in page["formulas.md"] and row["tests"], row
     for book, name, _, said in pages.public():
         assert f"`{name}`" in page["library.md"] and (said or name.isupper() or name == "app"), f"{book}: {name} has no first line"
-    from multiscene_rec.fusion import fusion_names
-    assert all(f"fusion={fusion})" in page["models.md"] for fusion in fusion_names())
+    from multiscene_rec.fusion import FUSIONS
+    assert all(f"fusion={name})" in page["models.md"] for name, kind in FUSIONS.items() if kind.__module__.startswith("multiscene_rec."))
     from tools import exercises
     assert all(f"### {e.name.split('_')[0]} {e.title}" in page["exercises.md"] for e in exercises.sources())
 
