@@ -71,7 +71,8 @@ def damage_named(
         raise ValueError(f"{path} is damaged, or is not what {writer} wrote ({why}): copy it again, or make it anew") from e
 
 
-_PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Gather", "Expand", "Clone", "ToCopy", "Transpose", "T", "Permute", "Cat", "Stack")
+_PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Gather", "Expand", "Clone", "ToCopy", "Transpose", "T", "Permute", "Cat", "Stack",
+            "Clamp", "ClampMin", "ClampMax")
 
 def ends_in_sigmoid(
     scores: torch.Tensor, # What a model returned, with its graph
@@ -79,7 +80,7 @@ def ends_in_sigmoid(
     """Probabilities where log-odds are expected train slowly and wrongly, without an error; the graph of gradients tells."""
     step = scores.grad_fn
     while step is not None:
-        name = type(step).__name__.removesuffix("0").removesuffix("Backward")
+        name = type(step).__name__.rstrip("0123456789").removesuffix("Backward")
         if name in ("Sigmoid", "Hardsigmoid", "Softmax"): return True
         if name not in _PASSING: return False
         step = next((before for before, _ in step.next_functions if before is not None), None)

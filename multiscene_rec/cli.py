@@ -219,7 +219,7 @@ def _pairs(option, words): # key=value, the value as JSON where it is JSON, else
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise ValueError(f"{option} {word}: write key=value, such as hidden=[64,32] or price=9.5")
-        try: pairs[key] = json.loads(value)
+        try: pairs[key] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
         except ValueError: pairs[key] = value
     return pairs
 

@@ -137,6 +137,21 @@ def _scores_a_row_alike_in_any_company(s):
     _assert(_close(alone, whole[few]), "in evaluation a row's score depends on the other rows of the batch: statistics of the batch, or one row's scenario used for all?")
 
 @_check
+def _does_not_read_the_answer(s):
+    model, batch = s.fresh(), s.batch
+    flipped = with_parts(batch, label=1 - batch.label)
+    _assert(_close(_scores(model, flipped), _scores(model, batch)), "its scores change with the rows' own labels")
+    if "seq_stop" not in batch.rows: return
+    place = torch.arange(len(batch.event_label), device=s.device)
+    for i in range(0, len(batch), max(len(batch)//16, 1)):
+        row = batch[i]
+        other = (place < row.seq_start) | (place >= row.seq_stop)
+        label = torch.where(other.view(-1, *[1]*(batch.event_label.ndim - 1)), 1 - batch.event_label, batch.event_label)
+        hidden = with_parts(row, event_label=label, event_item=torch.where(other, 0, batch.event_item))
+        _assert(_close(_scores(model, hidden), _scores(model, row)),
+                "its scores change with events that are not in the row's past: read seq_start to seq_stop, the latter excluded")
+
+@_check
 def _explains_what_it_scores(s):
     model = s.fresh().eval()
     with torch.no_grad(): told = model.explain(s.batch)
@@ -155,7 +170,7 @@ def _learns_rows_by_heart(s):
     rows, model = different(s.batch, 32), s.fresh()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log = fit(model, rows, epochs=300, batch_size=32, lr=1e-2, device=str(s.device), callbacks=(FiniteCheck(), _Until(.05*len(s.spec.tasks))))
+        log = fit(model, rows, epochs=300, batch_size=32, lr=1e-2, device=str(s.device), callbacks=(FiniteCheck(), _Until(.05*sum(task.weight for task in s.spec.tasks))))
     loss, weight = log.frame.train_loss.min(), sum(task.weight for task in s.spec.tasks)
     _assert(loss < .15*max(weight, 1e-9), f"after {len(log.frame)} passes over 32 rows the loss is {loss:.3f}: a wire is loose")
 

@@ -320,7 +320,8 @@ class InterestModel(Recommender, name="interest"):
         hidden: tuple = (64,), # ReLU layers of a head; () makes it linear
     ):
         super().__init__(spec)
-        self.fusion, self.towers, self.d_embed = fusion, bool(towers), d_embed
+        if not isinstance(towers, bool): raise ValueError(f"towers is True or False, got {towers!r}")
+        self.fusion, self.towers, self.d_embed = fusion, towers, d_embed
         self.widths, self.hidden = _layers("widths", widths), _layers("hidden", hidden)
         n = _sizes(self)
         self.item_columns = n.columns

@@ -63,6 +63,12 @@ def _one_spelling(column): # The column with each name in its commonest spelling
     out = np.append(spelled.to_numpy(), np.nan)[code] # a code of -1 is "missing"
     return pd.Series(out, index=column.index, name=column.name, dtype=object), changed
 
+# %% ../nbs/03_preprocess.ipynb #63a085d7
+def _says_label(log, c, schema): # A column such as event, view or click, tells the rows of one exposure apart, not exposures
+    rows = log[c].value_counts()
+    if log[c].dtype.kind == "f" or not 1 < len(rows) <= 10 or rows.min() < 5: return False # few rows agree by chance
+    return any(log[y].nunique() > 1 and (log.groupby(c, observed=True)[y].nunique() == 1).all() for y in schema.labels)
+
 # %% ../nbs/03_preprocess.ipynb #1643f34b
 def _exposures(log, schema, window): # (n,) position of the row that stands for each row's exposure: itself, or an earlier one
     same = [schema.user, schema.item, schema.scenario]
@@ -73,7 +79,8 @@ def _exposures(log, schema, window): # (n,) position of the row that stands for 
     begins[1:] = (np.diff(code) != 0) | ~(np.diff(time) <= window)
     stands = np.flatnonzero(begins)[np.cumsum(begins) - 1]
     later = np.flatnonzero(~begins | np.append(~begins[1:], False)) # only rows that are not alone need a closer look
-    twin = _twins(log[[c for c in log if c not in (*same, schema.time, *schema.labels)]].iloc[order[later]], stands[later])
+    rest = [c for c in log if c not in (*same, schema.time, *schema.labels) and not _says_label(log, c, schema)]
+    twin = _twins(log[rest].iloc[order[later]], stands[later])
     first = later[twin]
     stands[later] = np.where(time[first] == time[stands[first]], first, stands[later])
     out = np.empty(len(log), dtype=np.int64)
@@ -689,11 +696,11 @@ class EventLog:
         self.user, self.time, self.ids = code[order], time[order], _plain(ids)
         self.start = np.searchsorted(self.user, np.arange(len(ids) + 1))
         self.last = int(time.max()) if len(time) else None
-        self.users = _table(users, schema.user, about_user, self.events, "users")
+        self.derived, table = users is None, _table(users, schema.user, about_user, self.events, "users")
+        self.users = table[[c for c in table if c == schema.user or c in about_user]] # of people only what the schema names
         self._kept = {}
 
     def __len__(self): return len(self.events)
-
     def __repr__(self): return f"EventLog({len(self):,} events of {len(self.ids):,} users)"
 
     def rows(self,
@@ -714,7 +721,7 @@ class EventLog:
         """Who is who. Raises: `ValueError` for numbers where the log has text, or the other way round: all would seem new."""
         users = _plain(users)
         theirs, mine = (_kind_of(x) for x in (users, self.ids))
-        if len(users) and len(self.ids) and theirs != mine:
+        if users.notna().any() and len(self.ids) and theirs != mine:
             raise ValueError(f"column {self.schema.user!r}: these ids are {theirs}, those of the log are {mine}: convert them")
         return self.ids.get_indexer(users)
 
@@ -727,6 +734,15 @@ class EventLog:
         return self._kept[key]
 
 # %% ../nbs/03_preprocess.ipynb #8e4b226e
+def _same_exposure(log, news, schema): # (len(news),) position in the log of the same user, item, scenario and moment; -1 for a new one
+    keys = [schema.user, schema.item, schema.scenario, schema.time]
+    both = pd.concat([log[keys], news[keys]], ignore_index=True)
+    code = both.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
+    twin = [pd.Series(part).groupby(part).cumcount().to_numpy() for part in (code[:len(log)], code[len(log):])]
+    pair = [part*(len(both) + 1) + k for part, k in zip((code[:len(log)], code[len(log):]), twin)] # twins are matched one to one
+    return pd.Index(pair[0]).get_indexer(pair[1])
+
+# %% ../nbs/03_preprocess.ipynb #f29e8f2d
 def with_news(
     log: EventLog, # What is known
     news: pd.DataFrame, # Newer rows; some may be known already
@@ -735,9 +751,13 @@ def with_news(
     """A log goes on. Raises: `ValueError` as `EventLog`."""
     keep = list(log.events.columns)
     _check_log(news.reset_index(drop=True), log.schema.required, "news")
-    fresh = news[new_rows(log.events, news, log.schema.required)]
-    events = pd.concat([log.events, fresh[[c for c in keep if c in fresh]]], ignore_index=True)
-    return EventLog(events, log.users if users is None else users, log.schema)
+    at = _same_exposure(log.events, news, log.schema)
+    events, labels = log.events.copy(), list(log.schema.labels)
+    events.loc[at[at >= 0], labels] = news[labels].to_numpy()[at >= 0] # a click may have come late: the newer answer counts
+    fresh = news[at < 0]
+    events = pd.concat([events, fresh[[c for c in keep if c in fresh]]], ignore_index=True)
+    if users is None and not log.derived: users = log.users
+    return EventLog(events, users, log.schema)
 
 def save_log(
     log: EventLog, # To keep
@@ -746,8 +766,9 @@ def save_log(
     """Keep events and users as a record of their own, apart from model and preprocessor. Raises: `ValueError` naming a column of another kind."""
     tensors = {}
     frames = {name: pack_frame(getattr(log, name), name, tensors) for name in ("events", "users")}
-    return write_record(folder, "log", dict(format=LOG_FORMAT, schema=asdict(log.schema), frames=frames), tensors)
+    return write_record(folder, "log", dict(format=LOG_FORMAT, schema=asdict(log.schema), derived=log.derived, frames=frames), tensors)
 
+# %% ../nbs/03_preprocess.ipynb #73bed1cd
 def load_log(
     folder: str | Path, # That save_log wrote into
 ) -> EventLog: # The same events and users
@@ -755,7 +776,7 @@ def load_log(
     about, tensors = read_record(folder, "log", "save_log", LOG_FORMAT)
     with damage_named(Path(folder)/"log.json", "save_log"):
         events, users = (_frame(about["frames"][name], name, tensors) for name in ("events", "users"))
-        return EventLog(events, users, Schema(**about["schema"]))
+        return EventLog(events, None if about["derived"] else users, Schema(**about["schema"]))
 
 # %% ../nbs/03_preprocess.ipynb #636b3f8c
 @dataclass
@@ -805,6 +826,9 @@ class Part:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        old = Part.kinds.get(cls.__name__, cls)
+        if old.__module__.startswith("multiscene_rec.") and cls.__module__ not in (old.__module__, "__main__"):
+            raise ValueError(f"the name {cls.__name__!r} belongs to a part of the package: choose another one")
         Part.kinds[cls.__name__] = cls
 
     def fit(self,

@@ -20,7 +20,8 @@ from .data import Batch
 from .fusion import ConcatFusion, MeanFusion, OwnScenario, ScenarioAttention, masked_softmax
 from .model import BesideOwn, InterestModel, Recommender
 from .predictor import InterestPredictor
-from .preprocess import Categories, Context, EventLog, Histories, Numbers, Preprocessor, Vocabulary
+from .preprocess import (Categories, Context, EventLog, Histories, Labels, Numbers, Preprocessor, Sequences,
+                                       Vectors, Vocabulary)
 from .train import predict
 
 # %% ../nbs/10_rank.ipynb #886dc3c0
@@ -375,8 +376,10 @@ def _splits(model, prep): # Whether (10.7) holds: our own forward pass, and no c
     if fuse is not None and type(fuse) not in _PLAIN: return False
     needed = {Categories, Numbers} | ({Histories} if fuse is not None else set())
     with_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items}
-    return needed <= {type(part) for part in prep.parts} and with_items == set(schema.item_columns)
+    known = needed | {Labels, Histories, Vectors, Sequences} # a part of a user's own may change what these bring
+    return needed <= {type(part) for part in prep.parts} <= known and with_items == set(schema.item_columns)
 
+# %% ../nbs/10_rank.ipynb #8bb39212
 def _layers(head): # Its linear layers; a ReLU stands between each two
     return [*getattr(head.hidden, "layers", []), head.out]
 

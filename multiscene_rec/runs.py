@@ -32,7 +32,7 @@ from .core import pick_device, require, set_seed
 from .data import Schema, log_summary
 from .logs import load_movielens_100k, read_log
 from .metrics import auc, bootstrap_interval, log_loss, report
-from .model import Recommender, build, model_card, model_class, model_names
+from .model import Recommender, _as_json, build, model_card, model_class, model_names
 from .preprocess import (EventLog, Preprocessor, Vocabulary, clean, group_split, load_log, save_log, time_split,
                          with_news)
 from .rank import recommend
@@ -437,6 +437,7 @@ class _Training:
         self.say(f"Features: {', '.join(features) if features else 'none but the ids; name columns of your log in a schema file to use them'}")
         set_seed(self.seed)
         self.model = build(self.name, self.prep.spec, **self.params)
+        _as_json(self.model) # better to hear now than after training that an argument cannot be kept
         self.say(f"Learning from {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on {len(test):,}")
         folder = self.work/"checkpoint"
         if first and not self.resume: shutil.rmtree(folder, ignore_errors=True)
@@ -513,7 +514,9 @@ class _Training:
 def plain_labels(frame): return frame.rename(index=plain_text, columns=plain_text)
 
 def weights(model, batch): # Title and map for the picture of attention; None where the model explains no weights
-    if len(model.spec.scenarios) > 40 or model.explain(batch[:1]) is None: return None
+    if len(model.spec.scenarios) > 40: return None
+    with torch.inference_mode(): told = model.explain(batch[:1])
+    if told is None or told.weights is None: return None
     seen = attention_map(model, batch)
     if seen.notna().all().all(): return {"weight of each history (test rows with all of them)": seen}
     return {"mean weight of each history (all test rows)": attention_map(model, batch, complete=False)}
@@ -608,6 +611,10 @@ def _newer(run, path, users): # The log of the training and, if there is one, a 
     if path is not None:
         data = open_log(path, None if str(path) == "movielens-100k" else schema, about["price"], time_unit=about["time_unit"], any_time=about["any_time"], window=about["window"])
         data.rows = _ids_as_known(run, data.rows, path)
+        known = {str(s).casefold(): s for s in run.prep.scenarios} # the spelling of the training counts, not the commonest of this file
+        if len(known) == len(run.prep.scenarios):
+            spelled = data.rows[schema.scenario].map(lambda s: known.get(str(s).casefold(), s))
+            data.rows = data.rows.assign(**{schema.scenario: spelled})
     table = None if data is None else data.users
     if users is not None:
         ids = run.log.ids if run.log is not None else data.rows[schema.user]
@@ -676,6 +683,11 @@ def list_for(
     if pd.api.types.is_numeric_dtype(whole.ids):
         try: user = int(user)
         except ValueError: raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None
-    note = None if user in whole.ids else f"user {user!r} is not in the log: this is a list for a newcomer, without a history"
+    notes = [] if user in whole.ids else [f"user {user!r} is not in the log: this is a list for a newcomer, without a history"]
+    if data is not None:
+        new = ~data.rows[run.prep.schema.scenario].isin(run.prep.scenarios)
+        if new.any(): notes.append(f"{int(new.sum()):,} of {len(new):,} rows of {log} are in scenarios that the model does not know: they count as nobody's history")
+        notes += _strangers(run, data.rows, log)
+    note = "; ".join(notes) or None
     try: return recommend(run.model, run.prep, whole, user, scenario, **options), note
     except ValueError as e: raise ValueError(in_options(e)) from None

@@ -221,7 +221,10 @@ def build_from(
     Raises: `ValueError` naming the record if its description is wrong or its tensors are of another module.
     """
     try:
-        with torch.device("meta"): wanted = make().state_dict()
+        try:
+            with torch.device("meta"): wanted = make().state_dict()
+        except (RuntimeError, NotImplementedError): # it reads a number while it is built, and there are none on the meta device
+            with torch.random.fork_rng(devices=[]): wanted = make().state_dict()
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as e:
         raise ValueError(f"{path}.json does not describe a model: {e}") from None
     def of(x): return tuple(x.shape), "float" if x.is_floating_point() else x.dtype
@@ -314,7 +317,7 @@ def sole_writer(
     finally: lock.release()
 
 
-_LITTER = {".DS_Store", "Thumbs.db", ".ipynb_checkpoints"}
+_LITTER = {".lock", ".DS_Store", "Thumbs.db", ".ipynb_checkpoints"}
 
 def work_folder(
     out: str | Path, # A folder that replaced_folder writes
@@ -345,7 +348,12 @@ def foreign_file(
     if not Path(out).is_dir(): return Path(out).name if Path(out).exists() else None
     there = sorted(p.name for p in Path(out).iterdir() if p.name not in _LITTER)
     ours = {mark, *names} if mark in there else set()
-    return next((name for name in there if name not in ours), None)
+    if found := next((name for name in there if name not in ours), None): return found
+    for record in (Path(out)/name for name in there if (Path(out)/name).is_dir()):
+        known = {f"{record.name}{end}" for end in (".json", ".safetensors", ".next.safetensors")}
+        for p in sorted(record.iterdir()):
+            if p.name not in known | _LITTER and not p.name.endswith(".part"): return f"{record.name}/{p.name}"
+    return None
 
 @contextlib.contextmanager
 def replaced_folder(
@@ -360,6 +368,7 @@ def replaced_folder(
     """
     out = Path(os.path.realpath(out))
     if out.exists() and not out.is_dir(): raise FileExistsError(errno.EEXIST, "there is a file of this name: name a folder", str(out))
+    if os.path.ismount(out): raise OSError(errno.EBUSY, "a mount point cannot be swapped: name a folder inside it", str(out))
     work = work_folder(out)
     with contextlib.ExitStack() as stack:
         stack.callback(_leave, work)

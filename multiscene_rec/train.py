@@ -342,7 +342,7 @@ class Progress(Callback):
     alters = False
 
     def begin(self, run):
-        self.bar, self.rows = None, len(run.train)//run.world
+        self.bar, self.rows = None, len(run.train)//run.world if hasattr(run.train, "__len__") else None
         self.watched = run.rank == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules)
 
     def after_batch(self, run):
@@ -410,7 +410,7 @@ def _settled(run): # What must be the same when a run goes on
     known |= dict(callbacks=", ".join(type(c).__name__ for c in run.callbacks if c.alters) or "none")
     known |= _of_model(run.model) | dict(optimizer=type(run.optimizer).__name__)
     for what, data in (("train", run.train), ("valid", run.valid)):
-        known |= {f"rows of {what}": None if data is None else len(data), f"content of {what}": _digest(data)}
+        known |= {f"rows of {what}": len(data) if hasattr(data, "__len__") else None, f"content of {what}": _digest(data)}
     return known
 
 def _of_model(model): # Which one it is, and with which arguments
@@ -652,7 +652,7 @@ def _check_model(model):
 
 def _check_data(what, data, remedy):
     _check_rows(data, what)
-    if not len(data): raise ValueError(f"{what} has no rows{remedy}")
+    if hasattr(data, "__len__") and not len(data): raise ValueError(f"{what} has no rows{remedy}")
     if isinstance(data, Batch) and "label" not in data.rows:
         raise ValueError(f"{what} has no labels: transform a frame that holds the label's column")
 
@@ -689,10 +689,14 @@ def _attended(run): # Each callback that was asked to begin is told of the end, 
             yield
     except KeyboardInterrupt: raise KeyboardInterrupt(_how_to_go_on(run)) from None
     except RuntimeError as e:
+        if "Expected to have finished reduction" in str(e):
+            raise RuntimeError(f"a part of {type(run.model).__name__} got no gradient in one batch of one process: under torchrun "
+                               "every parameter must take part in every batch; compute all heads and choose among their results") from e
         if run.world == 1 or not re.search("gloo|NCCL|onnection|peer", str(e)): raise
         raise RuntimeError("another process of this run has ended, so this one ends too; "
                            "the message of that one says why") from e
 
+# %% ../nbs/09_train.ipynb #46967826
 def _how_to_go_on(run): # What Ctrl-C leaves behind
     at, kept = f"stopped in epoch {run.epoch}", next((c for c in run.callbacks if isinstance(c, Checkpoint)), None)
     if kept is None:
@@ -777,10 +781,12 @@ def spread(
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Mean and standard deviation over seeds, (models, scenarios); nan for one seed
     """How a metric varies from seed to seed: rows and columns in the order in which they came.
 
-    Raises: `ValueError` naming the column that is missing.
+    Raises: `ValueError` naming the column that is missing, or for several tasks at once.
     """
     missing = [c for c in ("model", "seed", "scenario", metric) if c not in frame]
     if missing: raise ValueError(f"spread: the frame has no column {missing[0]!r}")
+    if "task" in frame and frame.task.nunique() > 1:
+        raise ValueError(f"spread: the frame holds several tasks; choose one, such as frame[frame.task == {frame.task.iloc[0]!r}]")
     groups = frame.groupby(["model", "scenario"], sort=False)[metric]
     order = dict(index=frame.model.unique(), columns=frame.scenario.unique())
     return tuple(table.unstack().reindex(**order) for table in (groups.mean(), groups.std(ddof=1)))
@@ -804,7 +810,8 @@ def attention_map(
     try:
         for part in batch.to(_device_of(model, batch)).batches(batch_size):
             with torch.inference_mode(): alpha = _weights_of(model, part)
-            full = part.present.all(1).cpu().numpy() | (not complete)
+            there = part.present if "present_table" in part.tables else alpha > 0
+            full = there.all(1).cpu().numpy() | (not complete)
             target = part.scenario.cpu().numpy()[full]
             np.add.at(total, target, alpha.cpu().double().numpy()[full])
             rows += np.bincount(target, minlength=len(names))

@@ -111,6 +111,12 @@ class LooksInside(Sound, name="test_looks"):
     "A choice by value in Python cannot be traced."
     def forward(self, batch): return super().forward(batch) if batch.scenario.float().mean().item() > -1 else super().forward(batch)*2
 
+class SigmoidFirst(Sound, name="test_sigmoid_first"):
+    def forward(self, batch): return torch.sigmoid(self.out(self.embed(batch.fields).flatten(1))).clamp(1e-6, 1 - 1e-6).squeeze(1)
+
+class Peek(Sound, name="test_peek"):
+    def forward(self, batch): return super().forward(batch) + (batch.label if "label" in batch.rows else 0)
+
 class OtherExplanation(Sound, name="test_other"):
     def explain(self, batch):
         from multiscene_rec.model import Explanation
@@ -124,6 +130,8 @@ def test_a_sound_model_passes(rows):
 
 @pytest.mark.parametrize("kind, says", [
     (Probabilities, "returns probabilities: return log-odds"),
+    (SigmoidFirst, "returns probabilities: return log-odds"),
+    (Peek, "its scores change with the rows' own labels"),
     (OneColumn, "returns log odds of the right shape"),
     (Squeezed, r"a squeeze\(\) without an axis"),
     (FirstRow, "depend on the order of the rows|depends on the other rows"),

@@ -2,6 +2,7 @@
 import copy
 import hashlib
 import json
+from dataclasses import replace
 import pickle
 import resource
 import shutil
@@ -304,8 +305,8 @@ def test_no_length_of_the_header_looks_like_a_pickle(tmp_path):
     alike = []
     for width in range(24):
         users = pd.DataFrame(0, range(40), ["user_id", *(f"c{k}" for k in range(width))]).assign(user_id=range(40), age_band="a")
-        log = preprocess.EventLog(TRAIN, users, SCHEMA)
-        preprocess.save_log(log, tmp_path)
+        named = replace(SCHEMA, numeric=(*SCHEMA.numeric, *(f"c{k}" for k in range(width))))
+        preprocess.save_log(preprocess.EventLog(TRAIN, users, named), tmp_path)
         alike.append((tmp_path/"log.safetensors").read_bytes()[:1] == b"\x80")
         pd.testing.assert_frame_equal(preprocess.load_log(tmp_path).users, users, check_dtype=False)
     assert any(alike) and not all(alike)

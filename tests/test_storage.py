@@ -801,3 +801,26 @@ def test_results_say_where_and_when_they_were_computed(tmp_path):
 def test_the_module_lists_what_it_shows():
     found = {n for n, v in vars(storage).items() if callable(v) and getattr(v, "__module__", "") == storage.__name__ and not n.startswith("_")}
     assert set(storage.__all__) == found and tensors_of(file_of({"x": torch.ones(1)}))["x"] == 1
+
+
+def test_a_file_of_the_users_own_inside_a_record_s_folder_is_foreign(tmp_path):
+    for name in ("run.json", "model/model.json", "model/model.safetensors"):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text("{}")
+    assert storage.foreign_file(tmp_path, "run.json", ("model",)) is None
+    (tmp_path/"model"/"notes.txt").write_text("mine")
+    assert storage.foreign_file(tmp_path, "run.json", ("model",)) == "model/notes.txt"
+
+
+class Stepped(torch.nn.Module):
+    "Reads numbers while it is built, as schedules of drop-out rates do."
+    def __init__(self):
+        super().__init__()
+        self.rates = [x.item() for x in torch.linspace(0, .5, 3)]
+        self.layer = torch.nn.Linear(2, 1)
+
+
+def test_a_module_that_reads_numbers_while_it_is_built_is_built_all_the_same(tmp_path):
+    made = Stepped()
+    again = storage.build_from(tmp_path/"model", Stepped, made.state_dict())
+    assert torch.equal(again.layer.weight, made.layer.weight)
