@@ -131,3 +131,8 @@ def test_true_mixing_against_simulated_tastes(similarity):
     for t in range(S):
         share = [np.corrcoef(taste[t], taste[s])[0, 1]**2 for s in range(S)]
         np.testing.assert_allclose(cli.true_mixing(mall).iloc[t], np.array(share)/sum(share), atol=.006)
+
+
+def test_words_of_python_are_understood_as_arguments_of_a_model():
+    words = ["towers=False", "hidden=[4,2]", "fusion=mean", "rate=None", "n=3"]
+    assert cli._pairs("--set", words) == dict(towers=False, hidden=[4, 2], fusion="mean", rate=None, n=3)

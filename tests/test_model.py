@@ -972,3 +972,8 @@ def test_the_card_of_any_model():
     card = model.model_card(Bare(SPEC), batch=a_batch(SPEC, 1), rows=["100 of 120 rows were kept"], made=["stopped after 3 epochs"])
     for text in ("model: Bare, no arguments", "| one | 3 | 4 |", "100 of 120 rows were kept", "- stopped after 3 epochs"): assert text in card, text
 
+
+
+@pytest.mark.parametrize("towers", ["False", 1, None])
+def test_towers_are_asked_for_or_not(towers):
+    with pytest.raises(ValueError, match="towers is True or False, got"): model.InterestModel(SPEC, towers=towers)

@@ -134,6 +134,18 @@ def test_recommend_with_a_newer_log(trained, log, tmp_path, capsys):
     assert first in [row["what"] for row in shown] and len(shown) == 60
 
 
+def test_a_newer_log_may_spell_scenarios_in_its_own_way(trained, log, tmp_path, capsys):
+    user, lists = int(log.who.value_counts().index[0]), {}
+    news = log.head(40).assign(who=user, when=log.when.max() + np.arange(60, 100), liked=1)
+    for name, change in {"as before": str, "loud": str.upper, "elsewhere": lambda s: "attic"}.items():
+        news.assign(where=news["where"].map(change)).to_csv(tmp_path/"news.csv", index=False)
+        code, out, err = call(capsys, "recommend", trained, "--user", user, "--scenario", "home", "-k", 3, "--log", tmp_path/"news.csv", "--json")
+        assert code == 0, err
+        lists[name] = json.loads(out)
+        assert ("are in scenarios that the model does not know: they count as nobody's history" in err) == (name == "elsewhere")
+    assert lists["loud"] == lists["as before"] != lists["elsewhere"]
+
+
 def test_columns_by_options_and_other_kinds_of_file(log, tmp_path, capsys):
     plain = log.drop(columns=["paid", "category"]).assign(who=lambda f: "u" + f.who.astype(str), when=lambda f: pd.to_datetime(f.when, unit="s", utc=True).dt.strftime("%Y-%m-%dT%H:%M:%SZ"))
     plain.to_csv(tmp_path/"log.csv.gz", index=False)

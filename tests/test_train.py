@@ -1253,6 +1253,9 @@ def test_spread_by_loops():
             assert mean.loc[f, p] == pytest.approx(m) and sd.loc[f, p] == pytest.approx(math.sqrt(sum((v - m)**2 for v in x)/3))
     assert train.spread(frame[frame.seed == 0])[1].isna().all(axis=None)
     with pytest.raises(ValueError, match="no column 'gauc'"): train.spread(frame, "gauc")
+    two = pd.concat([frame.assign(task="click"), frame.assign(task="buy")])
+    with pytest.raises(ValueError, match="several tasks; choose one, such as frame.frame.task == 'click'."): train.spread(two)
+    assert train.spread(two[two.task == "buy"])[0].equals(mean)
     with pytest.raises(ValueError, match="no column 'seed'"): train.spread(frame.drop(columns="seed"))
 
 
