@@ -280,7 +280,7 @@ def unpack_frame(
 
 
 def write_results(
-    path: str | Path, # A csv file, such as results/mall.csv
+    path: str | Path, # A csv file, such as course/results/mall.csv
     frame: pd.DataFrame, # The rows of a closing table, plain columns
 ) -> pd.DataFrame: # The same with the columns commit, hardware and date
     """Keep a closing table as data, with where and when it was computed; the site's pages are made from such files."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tools import notebooks
 
-ROOT, TOOLS, TESTS = notebooks.ROOT, notebooks.ROOT/"tools", notebooks.ROOT/"tests"
+ROOT, COURSE, TESTS = notebooks.ROOT, notebooks.NBS/"course", notebooks.ROOT/"tests"
 PACKAGE = ROOT/"multiscene_rec"
 AREAS = ("your log", "the command", "training", "files", "lists")
 PARTS = {"II": "II Models that know scenarios", "III": "III Large models", "IV": "IV In production", "V": "V Trust"}
@@ -45,7 +45,7 @@ def _notebook(stem): return f"[{stem.replace('_', ' ', 1)}]({stem}.ipynb)"
 def wrong_marks(folder=TESTS):
     "Every @pytest.mark.wrong(message, cause=, remedy=, area=) of the tests, with the test that proves it."
     found = []
-    for path in sorted(folder.glob("test_*.py")):
+    for path in sorted(folder.rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             for mark in getattr(node, "decorator_list", ()):
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) in ("pytest.mark.wrong", "wrong"):
@@ -70,15 +70,15 @@ def went_wrong():
 def notation():
     "The page of letters."
     rows = [[f"${s['tex']}$" if s["tex"] else "–", ", ".join(f"`{c}`" for c in s["code"]), _cell(s["shape"]), _cell(s["meaning"]), _notebook(s["page"])]
-            for s in _toml(TOOLS/"notation.toml")["symbol"]]
-    return _page("Notation", "The same letters in prose, formulas and code.", "tools/notation.toml",
+            for s in _toml(COURSE/"notation.toml")["symbol"]]
+    return _page("Notation", "The same letters in prose, formulas and code.", "nbs/course/notation.toml",
                  "The same letters stand in prose, in formulas and in code. B is always the first axis.", "", *_table(("symbol", "in code", "shape, unit", "meaning", "introduced in"), rows), prose=True)
 
 
 def ledger():
     "Every numbered formula: [dict(notebook, tag, name, symbol, tests)]."
     tests = {}
-    for path in sorted(TESTS.glob("test_*.py")):
+    for path in sorted(TESTS.rglob("test_*.py")):
         if path.name == "test_ledger.py": continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef): continue
@@ -87,7 +87,7 @@ def ledger():
                     if isinstance(call, ast.Call) and (getattr(call.func, "attr", "") or getattr(call.func, "id", "")) == "formula":
                         for a in call.args:
                             if isinstance(a, ast.Constant): tests.setdefault(a.value, []).append(f"{path.name}::{node.name}")
-    return [dict(notebook=book, **entry, tests=sorted(set(tests.get(entry["tag"], [])))) for book, entries in _toml(TESTS/"formulas.toml").items() for entry in entries]
+    return [dict(notebook=book, **entry, tests=sorted(set(tests.get(entry["tag"], [])))) for book, entries in _toml(COURSE/"formulas.toml").items() for entry in entries]
 
 
 def formulas():
@@ -97,7 +97,7 @@ def formulas():
         mine = [r for r in rows if r["notebook"] == book]
         lines += [f"## {book.replace('_', ' ', 1)}", "", f"Derived in [{book}]({book}.ipynb).", "",
                   *_table(("number", "formula", "symbol", "second opinion"), [[f"({r['tag']})", _cell(r["name"]), f"`{r['symbol']}`", " ".join(f"`{t}`" for t in r["tests"][:2])] for r in mine])]
-    return _page("Formulas", "Every numbered formula, the symbol that computes it, and the test that computes it another way.", "tests/formulas.toml and the marks of the tests",
+    return _page("Formulas", "Every numbered formula, the symbol that computes it, and the test that computes it another way.", "nbs/course/formulas.toml and the marks of the tests",
                  f"{len(rows)} formulas. Each is derived in its notebook, computed by an exported symbol, and computed again, another way, by a test. "
                  "The tests are tested too: with the symbol swapped for one that is 1 % wrong, each of them fails.", "", *lines, prose=True)
 
@@ -146,7 +146,7 @@ def _top():
 
 # ---------------------------------------------------------------- models and results
 
-def _closing(key): return next(r for r in _toml(TOOLS/"results.toml")["result"] if r["key"] == key)
+def _closing(key): return next(r for r in _toml(COURSE/"results.toml")["result"] if r["key"] == key)
 
 
 def closing_table(key):
@@ -173,7 +173,7 @@ def models():
     there = closing_table("coupons").set_index("model")
     auc = lambda name: f"{there.auc[name]:.3f}" if name in there.index else "–"
     rows, ideas = [], []
-    for m in _toml(TOOLS/"models.toml")["model"]:
+    for m in _toml(COURSE/"models.toml")["model"]:
         known = [r for s in m["symbols"] for r in tags.get(s, [])]
         links = ", ".join(f"[({r['tag']})]({r['notebook']}.ipynb)" for r in known)
         size = sum(count_parameters(build(m["model"], spec, **m["params"])).values())
@@ -181,7 +181,7 @@ def models():
         reached = _spread(*here.loc[m["mall"], ["mean", "sd"]]) if m.get("mall") in here.index else "–"
         rows.append([f"{_cell(m['name'])} (`{m['model']}`{f' {how}' if how else ''})", links, f"{size:,}", reached, auc(m.get("coupons")), auc(f"{m.get('coupons')}, towers")])
         ideas += [f"- **{m['name']}.** {m['idea']} Source: {m['source']}."]
-    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "tools/models.toml, the ledger, the code and nbs/results",
+    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "nbs/course/models.toml, the ledger, the code and nbs/course/results",
                  "A model is built by its name: `model.build(\"interest\", spec, fusion=\"mean\")`. "
                  f"AUC is the mean over scenarios: on the mall from [09 train](09_train.ipynb), five seeds (mean ± standard deviation; the log allows {here['mean']['ceiling: the log']:.3f}), "
                  "on the coupons from [11 coupons](11_coupons.ipynb), ten splits by respondent. Parameters are for the mall's 600 items.", "",
@@ -211,7 +211,7 @@ def closing_lines(key):
 def results():
     "The page of the closing runs and of the benchmarks."
     lines = []
-    for r in _toml(TOOLS/"results.toml")["result"]:
+    for r in _toml(COURSE/"results.toml")["result"]:
         run = closing_table(r["key"]).iloc[0]
         lines += [f"## {r['title']}", "", f"{r['about']} From [{r['notebook']}]({r['notebook']}.ipynb), run at commit `{run['commit']}` on {run['hardware']}, {run['date']}.", "", *closing_lines(r["key"])]
     for path in sorted((ROOT/"bench"/"results").glob("*.json")):
@@ -220,7 +220,7 @@ def results():
         keys = list(dict.fromkeys(k for row in run["rows"] for k in row))
         lines += [f"## Benchmark: {path.stem}", "", f"{run['date']}, commit `{run['commit']}`, {machine}, PyTorch {run['torch']}, Python {run['python']}. By `python -m bench.{run['benchmark'] if run['benchmark'] != 'imports' else 'notebooks'}`.", "",
                   *_table([k.replace("_", " ") for k in keys], [[_number(row.get(k)) for k in keys] for row in run["rows"]])]
-    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.", "nbs/results and bench/results",
+    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.", "nbs/course/results and bench/results",
                  "Numbers of another machine will differ in the last digits, times by more. A difference smaller than the spread is no difference.", "", *lines)
 
 
@@ -236,10 +236,10 @@ def _number(x):
 def glossary():
     "The page of terms."
     rows = []
-    for t in sorted(_toml(TOOLS/"glossary.toml")["term"], key=lambda t: t["en"].lower()):
+    for t in sorted(_toml(COURSE/"glossary.toml")["term"], key=lambda t: t["en"].lower()):
         where = _notebook(t["page"]) if "page" in t else f"{PARTS[t['part']]}, to come"
         rows.append([_cell(t["en"]), _cell(t["zh"]), _cell(t["meaning"]), where])
-    return _page("Glossary", "Terms of the course in English and Chinese.", "tools/glossary.toml",
+    return _page("Glossary", "Terms of the course in English and Chinese.", "nbs/course/glossary.toml",
                  "The course grew from a Chinese article. Here is each of its technical terms, with the English one that the course uses.", "", *_table(("English", "中文", "meaning", "where"), rows), prose=True)
 
 

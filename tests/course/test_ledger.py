@@ -16,7 +16,7 @@ import pytest
 from tools import notebooks
 
 HERE = Path(__file__).parent
-LEDGER = HERE/"formulas.toml"
+LEDGER = notebooks.NBS/"course"/"formulas.toml"
 ENTRIES = tomllib.loads(LEDGER.read_text(encoding="utf-8")) if LEDGER.exists() else {}
 PACKAGE = notebooks.ROOT/"multiscene_rec"
 
@@ -103,7 +103,7 @@ def verdicts(result):
 
 
 def swap(ledger, section, out, **options):
-    "Run tests/swap.py; return its result."
+    "Run tests/course/swap.py; return its result."
     more = [part for key, value in options.items() for part in (f"--{key}", str(value))]
     done = subprocess.run([sys.executable, str(HERE/"swap.py"), str(ledger), section, "--json", str(out), *more], cwd=notebooks.ROOT,
                           env=notebooks.child_env(), capture_output=True, text=True, encoding="utf-8", timeout=600)
@@ -112,7 +112,7 @@ def swap(ledger, section, out, **options):
 
 
 def test_ledger_fits_notebooks_modules_and_tests():
-    found = list(complaints(ENTRIES, tags_of_notebooks(notebooks.paths()), documented(PACKAGE), marked(HERE)))
+    found = list(complaints(ENTRIES, tags_of_notebooks(notebooks.paths()), documented(PACKAGE), marked(HERE.parent)))
     assert not found, "\n" + "\n".join(found)
 
 

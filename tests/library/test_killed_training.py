@@ -1,6 +1,6 @@
 """Training that is killed at random moments, in processes of its own: what is left loads, and going on changes no bit.
 
-The file is its own child. `python tests/test_killed_training.py FOLDER EPOCHS` imports once, trains a moment, and then forks a
+The file is its own child. `python tests/library/test_killed_training.py FOLDER EPOCHS` imports once, trains a moment, and then forks a
 training for each line on its standard input, so that a killed training costs no import. With the word `commands` it forks the
 command instead, with the words of each line.
 """
@@ -24,7 +24,7 @@ from multiscene_rec import core, data, runs, storage, train
 from multiscene_rec.data import Batch
 from multiscene_rec.storage import read_record
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 EPOCHS = 150
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 

@@ -1,6 +1,6 @@
 """Two processes that train together, started by PyTorch's own launcher: the same numbers as one, one writer, one end.
 
-The file is its own child: `torchrun ... tests/test_distributed.py FOLDER EPOCHS RESUME DIES` trains in each process and leaves
+The file is its own child: `torchrun ... tests/library/test_distributed.py FOLDER EPOCHS RESUME DIES` trains in each process and leaves
 what it found in FOLDER.
 """
 import json
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from multiscene_rec import core, data, model, preprocess, train
 from multiscene_rec.storage import read_record, write_record
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 BATCH = 256
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

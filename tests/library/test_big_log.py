@@ -1,6 +1,6 @@
 """A large log on a small machine: read_log -> clean -> time_split -> fit -> transform, in a process of its own.
 
-    python tests/test_big_log.py LOG.csv    the path, its seconds and its peak memory as JSON on the last line
+    python tests/library/test_big_log.py LOG.csv    the path, its seconds and its peak memory as JSON on the last line
 """
 import json
 import resource
@@ -46,7 +46,7 @@ def walk(path):
 
 def alone(path):
     "The same in a fresh process: sums that tell one result from another, seconds and peak memory."
-    done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

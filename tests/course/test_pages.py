@@ -39,7 +39,7 @@ SPOKEN = spoken()
 def test_a_message_is_said_by_the_package_and_read_by_its_test(mark):
     "A piece of it that does not vary stands in the package, and one, word for word, in the test that bears the mark."
     path, name = mark["test"].split("::")
-    tree = ast.parse((notebooks.ROOT/"tests"/path).read_text(encoding="utf-8"))
+    tree = ast.parse(next((notebooks.ROOT/"tests").rglob(path)).read_text(encoding="utf-8"))
     test = next(node for node in tree.body if getattr(node, "name", "") == name)
     used = {n.id for n in ast.walk(test) if isinstance(n, ast.Name)} | {a.arg for a in test.args.args}
     tables = [n for n in tree.body if isinstance(n, ast.Assign) and any(getattr(t, "id", "") in used for t in n.targets)]
@@ -81,13 +81,13 @@ def test_every_formula_symbol_model_and_exercise_is_on_its_page():
 
 def test_the_letters_are_those_of_the_code():
     code = "\n".join(p.read_text(encoding="utf-8") for p in pages.PACKAGE.glob("*.py"))
-    for symbol in pages._toml(pages.TOOLS/"notation.toml")["symbol"]:
+    for symbol in pages._toml(pages.COURSE/"notation.toml")["symbol"]:
         for name in symbol["code"]: assert re.search(rf"\b{name}\b", code), name
         assert (notebooks.NBS/f"{symbol['page']}.ipynb").exists()
 
 
 def test_every_term_says_where_it_is_taught():
-    terms = pages._toml(pages.TOOLS/"glossary.toml")["term"]
+    terms = pages._toml(pages.COURSE/"glossary.toml")["term"]
     assert len(terms) >= 100 and len({t["en"] for t in terms}) == len(terms)
     for t in terms:
         assert t["meaning"].endswith(".") and t["zh"] and (t.get("part") in pages.PARTS or (notebooks.NBS/f"{t['page']}.ipynb").exists()), t

@@ -550,7 +550,7 @@ def test_the_closing_table_as_data_is_the_printed_one():
     cells = notebooks.read(notebooks.NBS/"11_coupons.ipynb")["cells"]
     shown = next("".join(c["outputs"][0]["text"]) for c in cells if "choose_on_validation(results, FUSED)" in c["source"])
     printed = {m[1]: [float(x) for x in m[2].split()] for m in re.finditer(r"^(\S.*?)  +(-?\d.*)$", shown, flags=re.M)}
-    kept = pd.read_csv(notebooks.NBS/"results"/"coupons.csv").set_index("model")
+    kept = pd.read_csv(notebooks.NBS/"course"/"results"/"coupons.csv").set_index("model")
     assert kept.index.tolist() == ["logistic regression", *printed] and {*printed} == {*coupons.CANDIDATES, "chosen on validation"} - {"logistic regression"}
     assert list(kept) == ["auc", "sd", "difference", "naive_se", "corrected_se", "low", "high", "wins", "splits", "commit", "hardware", "date"]
     assert (kept.splits == 10).all() and kept.notna().all(axis=None)

@@ -191,7 +191,7 @@ def test_a_model_that_is_not_imported_is_an_error_that_says_what_to_import(ready
     prep = ready["star"][0]
     Star(prep.spec).save(tmp_path)
     code = f"from multiscene_rec import Recommender\ntry: Recommender.load({str(tmp_path)!r})\nexcept ImportError as e: print(e)"
-    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    env = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert "holds a model 'test_star'" in done.stdout and "import test_open first" in done.stdout, done.stdout + done.stderr
 
@@ -211,7 +211,7 @@ def test_onnx_runtime_gives_the_same_scores(name, ready, tmp_path):
 
 def test_the_words_of_contributing_work(ready, shop, tmp_path, monkeypatch):
     "The block of code under Add a model, as it stands there, goes the way that the text says."
-    text = (HERE.parent/"CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (HERE.parent.parent/"CONTRIBUTING.md").read_text(encoding="utf-8")
     block = re.search(r"## Add a model.*?```python\n(.*?)```", text, flags=re.S)[1]
     names = "from torch import nn\nfrom multiscene_rec import FieldEmbedding, Recommender\n"
     (tmp_path/"contributed.py").write_text(names + textwrap.dedent(block))

@@ -1080,7 +1080,7 @@ def test_two_processes_give_the_model_of_one(log, tmp_path, capsys):
     args = [str(a) for a in train_args(tmp_path, log, epochs=2, batch_size=64)]
     env = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "multiscene_rec"]
-    done = subprocess.run([*launch, *args], cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launch, *args], cwd=Path(__file__).parent.parent.parent, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for line in ("Reading ", "Counting histories", "epoch 2:", "Measuring on", "Written to "): assert done.stdout.count(line) == 1, f"{line!r} is said by more than the first process"
     code, out, err = call(capsys, *train_args(tmp_path, log, out="one", epochs=2, batch_size=128))
@@ -1088,7 +1088,7 @@ def test_two_processes_give_the_model_of_one(log, tmp_path, capsys):
     two, one = (pd.read_csv(tmp_path/name/"metrics.csv", index_col=0) for name in ("m", "one"))
     pd.testing.assert_frame_equal(two, one, atol=1e-5, rtol=1e-5)
     assert not storage.work_folder(tmp_path/"m").exists()
-    missing = subprocess.run([*launch, "train", str(tmp_path/"none.csv"), "--out", str(tmp_path/"x")], cwd=Path(__file__).parent.parent, env=env, capture_output=True, text=True, timeout=300)
+    missing = subprocess.run([*launch, "train", str(tmp_path/"none.csv"), "--out", str(tmp_path/"x")], cwd=Path(__file__).parent.parent.parent, env=env, capture_output=True, text=True, timeout=300)
     assert missing.returncode and missing.stderr.count("no such file") == 1 and not (tmp_path/"x").exists()
 
 
@@ -1096,7 +1096,7 @@ def test_two_processes_give_the_model_of_one(log, tmp_path, capsys):
 
 def readme_lines():
     "The shell blocks of the README's section on a log of one's own."
-    text = (Path(__file__).parent.parent/"README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent.parent/"README.md").read_text(encoding="utf-8")
     section = text.split("## On a log of your own")[1].split("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", section, flags=re.S)
 

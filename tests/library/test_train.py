@@ -873,7 +873,7 @@ print(same(whole, rest))
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
 def test_files_that_may_not_grow(tmp_path):
     "The system itself refuses: in the second epoch, then before the first one of the next try; then there is room again."
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path/"run")], cwd=root, capture_output=True, text=True, timeout=120)
     assert not done.returncode, done.stderr
     full, again, alike = done.stdout.splitlines()

@@ -1,6 +1,6 @@
 """Does a test notice when its formula is wrong? A helper of test_ledger.py, run in a process of its own.
 
-    python tests/swap.py LEDGER SECTION [--tests DIR] [--package NAME] [--only TAG]
+    python tests/course/swap.py LEDGER SECTION [--tests DIR] [--package NAME] [--only TAG]
 
 For each numbered formula of one section of the ledger, the symbol is swapped for one whose output is multiplied by 1.01
 and increased by 0.01, and every test marked with the formula's number runs against it. Prints one JSON object:
@@ -181,7 +181,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ledger")
     parser.add_argument("section", help='a table of the ledger, e.g. 05_fusion')
-    parser.add_argument("--tests", default=str(Path(__file__).parent))
+    parser.add_argument("--tests", default=str(Path(__file__).parent.parent))
     parser.add_argument("--package", default="multiscene_rec")
     parser.add_argument("--only", help="one tag")
     parser.add_argument("--json", help="file for the result; default the screen")
@@ -196,7 +196,7 @@ def main():
     plugin.pytest_collection_finish = lambda: settings.load_profile("swap")
     tags = {e["tag"] for e in entries}
     files = [str(p) for p in sorted(Path(args.tests).rglob("test_*.py"))
-             if any(f'"{tag}"' in (text := p.read_text(encoding="utf-8")) or f"'{tag}'" in text for tag in tags)]
+             if "formula(" in (text := p.read_text(encoding="utf-8")) and any(f'"{tag}"' in text or f"'{tag}'" in text for tag in tags)]
     if files:
         code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-m", "formula", "--rootdir", args.tests,
                             "--import-mode=importlib", *files], plugins=[plugin])
