@@ -68,21 +68,10 @@ grade: $(VENV)/.ready ## marks of SUBMISSIONS=folder (folder/student/assignment/
 	@$(ONE_THREAD) $(BIN)/python -m tools.exercises grade "$(SUBMISSIONS)"
 
 export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, made pages, README.md, sidebar
-	PATH="$(BIN):$$PATH" nbdev_export
-	PATH="$(BIN):$$PATH" nbdev_clean
-	$(BIN)/python -m tools.badges
-	$(BIN)/python -m tools.tidy
-	$(BIN)/python -m tools.pages
-	$(BIN)/python -m tools.site sidebar
-	$(BIN)/python -m tools.readme
-	$(BIN)/python -m tools.release
+	@$(BIN)/python -m tools.export
 
-docs: $(VENV)/.ready ## build the site into _docs/ (needs Quarto)
-	@command -v quarto >/dev/null 2>&1 || { \
-	  echo "The site is built by Quarto, which is not installed here."; \
-	  echo "Get it from https://quarto.org/docs/get-started and run make docs again."; \
-	  echo "Everything else (notebooks, tests, README.md) works without it."; exit 1; }
-	PATH="$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python -m tools.site build
+docs: $(VENV)/.ready ## build the site into _docs/ (needs Quarto; without it, this says how to get it)
+	@PYTHONPATH=. $(BIN)/python -m tools.site
 
 clean: ## remove what was built (rm -r .venv removes the environment too)
 	rm -rf build dist *.egg-info _docs _proc _preview _slides nbs/nbdev.yml nbs/sidebar.yml .pytest_cache .hypothesis

@@ -25,12 +25,9 @@ def read(path):
     return nb
 
 
-def rewrite(path, change, check=False):
-    "Change a notebook's file as nbdev_clean would write it; return whether it was in another state. With `check` nothing is written."
-    old = path.read_text(encoding="utf-8")
-    new = json.dumps(change(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    if new != old and not check: path.write_text(new, encoding="utf-8", newline="\n")
-    return new != old
+def text(nb):
+    "The text of a notebook's file, as nbdev and JupyterLab write it."
+    return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def head(path):
@@ -43,9 +40,10 @@ def head(path):
 
 
 def html_name(name):
-    "The site's name for a page: nbdev leaves out the number."
-    stem = Path(name).stem
-    return (re.sub(r"^\d+[a-zA-Z]?_", "", stem) if name.endswith(".ipynb") else stem) + ".html"
+    "The site's name for a page of nbs/, by its path from there: nbdev leaves out the number."
+    path = Path(name)
+    stem = re.sub(r"^\d+[a-zA-Z]?_", "", path.stem) if path.suffix == ".ipynb" else path.stem
+    return path.with_name(f"{stem}.html").as_posix()
 
 
 def settings():

@@ -1,20 +1,13 @@
-"""Pages of the site that are made from the repository, so that they cannot go out of date.
-
-    python -m tools.pages          write them into nbs/
-    python -m tools.pages --check  only say whether they are in step
-"""
-import argparse
+"""The pages of nbs/made: made from the repository, so that they cannot go out of date. `make export` writes them."""
 import ast
 import json
 import re
-import sys
 import tomllib
-from pathlib import Path
 
 from tools import notebooks
 
-ROOT, COURSE, TESTS = notebooks.ROOT, notebooks.NBS/"course", notebooks.ROOT/"tests"
-PACKAGE = ROOT/"multiscene_rec"
+ROOT, NBS, MADE = notebooks.ROOT, notebooks.NBS, notebooks.NBS/"made"
+COURSE, TESTS, PACKAGE = NBS/"course", notebooks.ROOT/"tests", notebooks.ROOT/"multiscene_rec"
 AREAS = ("your log", "the command", "training", "files", "lists")
 PARTS = {"II": "II Models that know scenarios", "III": "III Large models", "IV": "IV In production", "V": "V Trust"}
 
@@ -29,114 +22,136 @@ def _cell(text):
 
 def _page(title, description, made_from, *lines, prose=False):
     # prose: its tables hold sentences, so that nbs/styles.css puts the cells of a row below each other on a phone.
-    return "\n".join(["---", f'title: "{title}"', f'description: "{description}"', *["body-classes: prose-tables"]*prose, "---", "",
-                      f"<!-- Made by tools/pages.py from {made_from}: make export writes it. -->", "", *lines]).rstrip() + "\n"
+    front = ["---", f'title: "{title}"', f'description: "{description}"', *["body-classes: prose-tables"]*prose, "---", ""]
+    note = f"<!-- Made by tools/pages.py from {made_from}: make export writes it. -->"
+    return "\n".join([*front, note, "", *lines]).rstrip() + "\n"
 
 
 def _table(header, rows):
     return [f"| {' | '.join(header)} |", f"|{'---|'*len(header)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def _notebook(stem): return f"[{stem.replace('_', ' ', 1)}]({stem}.ipynb)"
+def _link(stem, text=None, anchor=""):
+    "A link from a made page to a notebook."
+    return f"[{text or stem.replace('_', ' ', 1)}](../{stem}.ipynb{anchor})"
+
+
+def _functions(folder):
+    "(file, function) of every test."
+    for path in sorted(folder.rglob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef): yield path, node
 
 
 # ---------------------------------------------------------------- what went wrong
 
 def wrong_marks(folder=TESTS):
     "Every @pytest.mark.wrong(message, cause=, remedy=, area=) of the tests, with the test that proves it."
-    found = []
-    for path in sorted(folder.rglob("test_*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for mark in getattr(node, "decorator_list", ()):
-                if isinstance(mark, ast.Call) and ast.unparse(mark.func) in ("pytest.mark.wrong", "wrong"):
-                    said = {k.arg: ast.literal_eval(k.value) for k in mark.keywords}
-                    found.append(dict(message=ast.literal_eval(mark.args[0]), test=f"{path.name}::{node.name}", **said))
-    return list({m["message"]: m for m in reversed(found)}.values())[::-1]  # one message may be read by several tests
+    marks = []
+    for path, node in _functions(folder):
+        for mark in node.decorator_list:
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) in ("pytest.mark.wrong", "wrong"):
+                parts = {k.arg: ast.literal_eval(k.value) for k in mark.keywords}
+                marks.append(dict(message=ast.literal_eval(mark.args[0]), test=f"{path.name}::{node.name}", **parts))
+    return list({m["message"]: m for m in reversed(marks)}.values())[::-1]  # several tests may read one message
 
 
 def went_wrong():
-    "The page of messages: one table an area."
-    marks, lines = wrong_marks(), []
+    "The page of messages: one table per area."
+    marks, lines, columns = wrong_marks(), [], ("message", "cause", "remedy")
     for area in AREAS:
         rows = sorted((m for m in marks if m["area"] == area), key=lambda m: m["message"].lstrip("…. -").lower())
-        if rows: lines += [f"## {area[0].upper()}{area[1:]}", "", *_table(("message", "cause", "remedy"), [[_cell(m[k]) for k in ("message", "cause", "remedy")] for m in rows])]
-    return _page("What went wrong?", "Every message that a user can meet, where it comes from and what to do.", "the marks of the tests",
-                 "A message is one line: it names the file, the column, the row or the folder, and what to do. Three dots stand for what varies. "
-                 "Each line belongs to a test that provokes the message and reads it.", "", "`--debug` after any command adds the traceback.", "", *lines, prose=True)
+        if not rows: continue
+        table = _table(columns, [[_cell(m[column]) for column in columns] for m in rows])
+        lines += [f"## {area[0].upper()}{area[1:]}", "", *table]
+    return _page("What went wrong?", "Every message that a user can meet, where it comes from and what to do.",
+                 "the marks of the tests",
+                 "A message is one line: it names the file, the column, the row or the folder, and what to do. Three dots "
+                 "stand for what varies. Each line belongs to a test that provokes the message and reads it.", "",
+                 "`--debug` after any command adds the traceback.", "", *lines, prose=True)
 
 
 # ---------------------------------------------------------------- notation, ledger, API
 
 def notation():
     "The page of letters."
-    rows = [[f"${s['tex']}$" if s["tex"] else "–", ", ".join(f"`{c}`" for c in s["code"]), _cell(s["shape"]), _cell(s["meaning"]), _notebook(s["page"])]
-            for s in _toml(COURSE/"notation.toml")["symbol"]]
+    rows = [[f"${s['tex']}$" if s["tex"] else "–", ", ".join(f"`{c}`" for c in s["code"]), _cell(s["shape"]),
+             _cell(s["meaning"]), _link(s["page"])] for s in _toml(COURSE/"notation.toml")["symbol"]]
     return _page("Notation", "The same letters in prose, formulas and code.", "nbs/course/notation.toml",
-                 "The same letters stand in prose, in formulas and in code. B is always the first axis.", "", *_table(("symbol", "in code", "shape, unit", "meaning", "introduced in"), rows), prose=True)
+                 "The same letters stand in prose, in formulas and in code. B is always the first axis.", "",
+                 *_table(("symbol", "in code", "shape, unit", "meaning", "introduced in"), rows), prose=True)
 
 
 def ledger():
     "Every numbered formula: [dict(notebook, tag, name, symbol, tests)]."
     tests = {}
-    for path in sorted(TESTS.rglob("test_*.py")):
+    for path, node in _functions(TESTS):
         if path.name == "test_ledger.py": continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef): continue
-            for mark in node.decorator_list:
-                for call in ast.walk(mark):
-                    if isinstance(call, ast.Call) and (getattr(call.func, "attr", "") or getattr(call.func, "id", "")) == "formula":
-                        for a in call.args:
-                            if isinstance(a, ast.Constant): tests.setdefault(a.value, []).append(f"{path.name}::{node.name}")
-    return [dict(notebook=book, **entry, tests=sorted(set(tests.get(entry["tag"], [])))) for book, entries in _toml(COURSE/"formulas.toml").items() for entry in entries]
+        for mark in node.decorator_list:
+            for call in ast.walk(mark):
+                if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "formula":
+                    for tag in call.args:
+                        if isinstance(tag, ast.Constant): tests.setdefault(tag.value, set()).add(f"{path.name}::{node.name}")
+    return [dict(notebook=book, **entry, tests=sorted(tests.get(entry["tag"], ())))
+            for book, entries in _toml(COURSE/"formulas.toml").items() for entry in entries]
 
 
 def formulas():
     "The page of formulas."
     lines, rows = [], ledger()
     for book in dict.fromkeys(r["notebook"] for r in rows):
-        mine = [r for r in rows if r["notebook"] == book]
-        lines += [f"## {book.replace('_', ' ', 1)}", "", f"Derived in [{book}]({book}.ipynb).", "",
-                  *_table(("number", "formula", "symbol", "second opinion"), [[f"({r['tag']})", _cell(r["name"]), f"`{r['symbol']}`", " ".join(f"`{t}`" for t in r["tests"][:2])] for r in mine])]
-    return _page("Formulas", "Every numbered formula, the symbol that computes it, and the test that computes it another way.", "nbs/course/formulas.toml and the marks of the tests",
-                 f"{len(rows)} formulas. Each is derived in its notebook, computed by an exported symbol, and computed again, another way, by a test. "
-                 "The tests are tested too: with the symbol swapped for one that is 1 % wrong, each of them fails.", "", *lines, prose=True)
+        table = [[f"({r['tag']})", _cell(r["name"]), f"`{r['symbol']}`", " ".join(f"`{t}`" for t in r["tests"][:2])]
+                 for r in rows if r["notebook"] == book]
+        lines += [f"## {book.replace('_', ' ', 1)}", "", f"Derived in {_link(book, book)}.", "",
+                  *_table(("number", "formula", "symbol", "second opinion"), table)]
+    return _page("Formulas", "Every numbered formula, the symbol that computes it, and the test that computes it another way.",
+                 "nbs/course/formulas.toml and the marks of the tests",
+                 f"{len(rows)} formulas. Each is derived in its notebook, computed by an exported symbol, and computed again, "
+                 "another way, by a test. The tests are tested too: with the symbol swapped for one that is 1 % wrong, each "
+                 "of them fails.", "", *lines, prose=True)
 
 
-PLAIN = {"logs": "02_data", "storage": "08_model", "contract": "08_model", "runs": "90_cli", "checks": ""}  # module written by hand: the notebook that uses it
+# Modules written by hand -> the notebook that uses them.
+PLAIN = {"logs": "02_data", "storage": "08_model", "contract": "08_model", "runs": "90_cli", "checks": ""}
 
 
 def public():
     "Public symbols: [(notebook or module, name, kind, first line of its docstring)], in the order of the modules."
-    out, lessons = [], [(path.stem, path.stem.partition("_")[2]) for path in sorted(notebooks.NBS.glob("[0-9][0-9]*_*.ipynb"))]
+    rows = []
+    lessons = [(path.stem, path.stem.partition("_")[2]) for path in notebooks.paths("[0-9][0-9]*_*.ipynb")]
     for book, stem in [*lessons, *((name, name) for name in PLAIN)]:
         module = PACKAGE/f"{stem}.py"
         if not module.exists(): continue
-        tree = ast.parse(module.read_text(encoding="utf-8"))
-        names = [e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for e in n.value.elts]
-        found = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        for name in names:
-            node = found.get(name)
-            said = (ast.get_docstring(node) or "").split("\n\n")[0] if node else ""
-            out.append((book, name, "class" if isinstance(node, ast.ClassDef) else "function" if node else "constant", said))
-    return out
+        body = ast.parse(module.read_text(encoding="utf-8")).body
+        nodes = {n.name: n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        lists = [n.value.elts for n in body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+        for name in (e.value for elements in lists for e in elements):
+            node = nodes.get(name)
+            kind = "class" if isinstance(node, ast.ClassDef) else "function" if node else "constant"
+            rows.append((book, name, kind, (ast.get_docstring(node) or "").split("\n\n")[0] if node else ""))
+    return rows
 
 
 def api():
     "The page of the library."
     lines, rows = [], public()
-    top = {n for names in _top().values() for n in names}
+    top = {name for names in _top().values() for name in names}
     for book in dict.fromkeys(r[0] for r in rows):
-        where = f"Explained in [{book}]({book}.ipynb)." if book not in PLAIN else "Written by hand: it teaches nothing." + (f" Used in {_notebook(PLAIN[book])}." if PLAIN[book] else "")
+        where = f"Explained in {_link(book, book)}."
+        if book in PLAIN: where = "Written by hand: it teaches nothing." + f" Used in {_link(PLAIN[book])}."*bool(PLAIN[book])
+        table = [[_symbol(b, name, kind) + " ●"*(name in top), kind, _cell(re.sub(r"\s*Formulas?:.*", "", doc, flags=re.S))]
+                 for b, name, kind, doc in rows if b == book]
         lines += [f"## multiscene_rec.{book if book in PLAIN else book.partition('_')[2]}", "", where, "",
-                  *_table(("name", "kind", "what it does"), [[_symbol(b, name, kind) + (" ●" if name in top else ""), kind, _cell(re.sub(r"\s*Formulas?:.*", "", said, flags=re.S))] for b, name, kind, said in rows if b == book])]
+                  *_table(("name", "kind", "what it does"), table)]
     return _page("Library", "Every public symbol of the package, by module.", "the docstrings of multiscene_rec",
-                 "● marks what `multiscene_rec` itself shows, as in `from multiscene_rec import auc`. All else is imported from its module. "
-                 "Parameters, shapes and errors stand in each notebook next to the formula, and in `help(...)`.", "", *lines, prose=True)
+                 "● marks what `multiscene_rec` itself shows, as in `from multiscene_rec import auc`. All else is imported from "
+                 "its module. Parameters, shapes and errors stand in each notebook next to the formula, and in `help(...)`.",
+                 "", *lines, prose=True)
 
 
 def _symbol(book, name, kind):
     "A name, as a link to where its notebook documents it; constants are not documented one by one."
-    return f"`{name}`" if kind == "constant" or book in PLAIN else f"[`{name}`]({book}.ipynb#{name.lower()})"
+    return f"`{name}`" if kind == "constant" or book in PLAIN else _link(book, f"`{name}`", f"#{name.lower()}")
 
 
 def _top():
@@ -152,7 +167,7 @@ def _closing(key): return next(r for r in _toml(COURSE/"results.toml")["result"]
 def closing_table(key):
     "The rows of a closing table, as its notebook's slow cell wrote them."
     import pandas as pd
-    path = notebooks.NBS/_closing(key)["file"]
+    path = NBS/_closing(key)["file"]
     if not path.exists(): raise SystemExit(f"{path} is not there: run the slow cells of {_closing(key)['notebook']}")
     return pd.read_csv(path)
 
@@ -167,26 +182,28 @@ def models():
     from multiscene_rec.preprocess import Preprocessor
     mall = toy_mall(n_users=1000, n_events=20_000)
     spec = Preprocessor().fit(mall.events, users=mall.users, items=mall.items).spec
-    tags = {}
-    for r in ledger(): tags.setdefault(r["symbol"], []).append(r)
+    formulas_of = {}
+    for r in ledger(): formulas_of.setdefault(r["symbol"], []).append(r)
     here = closing_table("mall").query("scenario == 'macro' and metric == 'auc'").set_index("model")
     there = closing_table("coupons").set_index("model")
     auc = lambda name: f"{there.auc[name]:.3f}" if name in there.index else "–"
     rows, ideas = [], []
     for m in _toml(COURSE/"models.toml")["model"]:
-        known = [r for s in m["symbols"] for r in tags.get(s, [])]
-        links = ", ".join(f"[({r['tag']})]({r['notebook']}.ipynb)" for r in known)
+        links = ", ".join(_link(r["notebook"], f"({r['tag']})") for s in m["symbols"] for r in formulas_of.get(s, []))
         size = sum(count_parameters(build(m["model"], spec, **m["params"])).values())
-        how = ", ".join(f"{k}={v}" for k, v in m["params"].items())
+        arguments = ", ".join(f"{k}={v}" for k, v in m["params"].items())
         reached = _spread(*here.loc[m["mall"], ["mean", "sd"]]) if m.get("mall") in here.index else "–"
-        rows.append([f"{_cell(m['name'])} (`{m['model']}`{f' {how}' if how else ''})", links, f"{size:,}", reached, auc(m.get("coupons")), auc(f"{m.get('coupons')}, towers")])
+        rows.append([f"{_cell(m['name'])} (`{m['model']}`{f' {arguments}' if arguments else ''})", links, f"{size:,}", reached,
+                     auc(m.get("coupons")), auc(f"{m.get('coupons')}, per scenario")])
         ideas += [f"- **{m['name']}.** {m['idea']} Source: {m['source']}."]
-    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.", "nbs/course/models.toml, the ledger, the code and nbs/course/results",
-                 "A model is built by its name: `model.build(\"interest\", spec, fusion=\"mean\")`. "
-                 f"AUC is the mean over scenarios: on the mall from [09 train](09_train.ipynb), five seeds (mean ± standard deviation; the log allows {here['mean']['ceiling: the log']:.3f}), "
-                 "on the coupons from [11 coupons](11_coupons.ipynb), ten splits by respondent. Parameters are for the mall's 600 items.", "",
-                 *ideas, "", *_table(("model", "formulas", "parameters", "AUC, mall", "AUC, coupons", "with towers"), rows),
-                 "With towers, each scenario has a head of its own. Parts II and III will add their models here.", "")
+    return _page("Models", "Every model of the course: idea, formulas, size, and what it reached.",
+                 "nbs/course/models.toml, the ledger, the code and nbs/course/results",
+                 "A model is built by its name: `model.build(\"interest\", spec, fusion=\"mean\")`. AUC is the mean over "
+                 f"scenarios: on the mall from {_link('09_train')}, five seeds (mean ± standard deviation; the log allows "
+                 f"{here['mean']['ceiling: the log']:.3f}), on the coupons from {_link('11_coupons')}, ten splits by "
+                 "respondent. Parameters are for the mall's 600 items.", "", *ideas, "",
+                 *_table(("model", "formulas", "parameters", "AUC, mall", "AUC, coupons", "a head per scenario"), rows),
+                 "Parts II and III will add their models here.", "")
 
 
 METRICS = {"auc": "AUC", "gauc": "GAUC, the same inside users", "log_loss": "Log loss in nats per row, lower is better"}
@@ -197,14 +214,15 @@ def closing_lines(key):
     table = closing_table(key)
     if "metric" not in table:
         columns = [c for c in table if c not in ("commit", "hardware", "date")]
-        return _table([c.replace("_", " ") for c in columns], [[_number(row[c]) if not isinstance(row[c], str) else _cell(row[c]) for c in columns] for _, row in table.iterrows()])
+        return _table([c.replace("_", " ") for c in columns], [[_number(row[c]) for c in columns] for _, row in table.iterrows()])
     lines = []
     for metric, title in METRICS.items():
         part = table[table.metric == metric]
         if not len(part): continue
-        places = list(dict.fromkeys(part.scenario))
+        scenarios = list(dict.fromkeys(part.scenario))
         cells = {(r.model, r.scenario): _spread(r.mean, r.sd) for r in part.itertuples()}
-        lines += [f"{title}:", "", *_table(["model", *places], [[_cell(m), *(cells.get((m, place), "–") for place in places)] for m in dict.fromkeys(part.model)])]
+        rows = [[_cell(model), *(cells.get((model, s), "–") for s in scenarios)] for model in dict.fromkeys(part.model)]
+        lines += [f"{title}:", "", *_table(["model", *scenarios], rows)]
     return lines
 
 
@@ -213,15 +231,20 @@ def results():
     lines = []
     for r in _toml(COURSE/"results.toml")["result"]:
         run = closing_table(r["key"]).iloc[0]
-        lines += [f"## {r['title']}", "", f"{r['about']} From [{r['notebook']}]({r['notebook']}.ipynb), run at commit `{run['commit']}` on {run['hardware']}, {run['date']}.", "", *closing_lines(r["key"])]
+        lines += [f"## {r['title']}", "", f"{r['about']} From {_link(r['notebook'], r['notebook'])}, run at commit "
+                  f"`{run['commit']}` on {run['hardware']}, {run['date']}.", "", *closing_lines(r["key"])]
     for path in sorted((ROOT/"bench"/"results").glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        machine = run["hardware"].get("gpu") or f"{run['hardware']['cpu']}, {run['hardware']['cores']} cores, {run['hardware']['threads']} thread(s)"
+        hardware, script = run["hardware"], run["benchmark"] if run["benchmark"] != "imports" else "notebooks"
+        machine = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread(s)"
         keys = list(dict.fromkeys(k for row in run["rows"] for k in row))
-        lines += [f"## Benchmark: {path.stem}", "", f"{run['date']}, commit `{run['commit']}`, {machine}, PyTorch {run['torch']}, Python {run['python']}. By `python -m bench.{run['benchmark'] if run['benchmark'] != 'imports' else 'notebooks'}`.", "",
+        lines += [f"## Benchmark: {path.stem}", "", f"{run['date']}, commit `{run['commit']}`, {machine}, PyTorch "
+                  f"{run['torch']}, Python {run['python']}. By `python -m bench.{script}`.", "",
                   *_table([k.replace("_", " ") for k in keys], [[_number(row.get(k)) for k in keys] for row in run["rows"]])]
-    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.", "nbs/course/results and bench/results",
-                 "Numbers of another machine will differ in the last digits, times by more. A difference smaller than the spread is no difference.", "", *lines)
+    return _page("Results", "The tables of the closing runs, and what training, ranking and preprocessing cost.",
+                 "nbs/course/results and bench/results",
+                 "Numbers of another machine will differ in the last digits, times by more. A difference smaller than the "
+                 "spread is no difference.", "", *lines)
 
 
 def _number(x):
@@ -237,10 +260,11 @@ def glossary():
     "The page of terms."
     rows = []
     for t in sorted(_toml(COURSE/"glossary.toml")["term"], key=lambda t: t["en"].lower()):
-        where = _notebook(t["page"]) if "page" in t else f"{PARTS[t['part']]}, to come"
+        where = _link(t["page"]) if "page" in t else f"{PARTS[t['part']]}, to come"
         rows.append([_cell(t["en"]), _cell(t["zh"]), _cell(t["meaning"]), where])
     return _page("Glossary", "Terms of the course in English and Chinese.", "nbs/course/glossary.toml",
-                 "The course grew from a Chinese article. Here is each of its technical terms, with the English one that the course uses.", "", *_table(("English", "中文", "meaning", "where"), rows), prose=True)
+                 "The course grew from a Chinese article. Here is each of its technical terms, with the English one that the "
+                 "course uses.", "", *_table(("English", "中文", "meaning", "where"), rows), prose=True)
 
 
 # ---------------------------------------------------------------- exercises with folded solutions
@@ -249,47 +273,28 @@ def exercises():
     "The page of exercises: statement, and the solution folded away."
     from tools import exercises as ex
     lines, book = [], ""
+    python = lambda source: ["```python", source, "```", ""]
     for e in ex.sources():
         if e.assignment != book:
             book = e.assignment
-            lines += [f"## {book.replace('_', ' ', 1)}", "", f"To [{book}]({book}.ipynb).", ""]
+            lines += [f"## {book.replace('_', ' ', 1)}", "", f"To {_link(book, book)}.", ""]
         lines += [f"### {e.name.split('_')[0]} {e.title}", ""]
+        stubs = {c.id: c.source for c in ex.student_copy(e).cells}
         for cell in e.cells:
-            if cell.kind == "text": lines += [re.sub(r"^# .*\n+", "", cell.source).replace("../../../nbs/", ""), ""]
-            elif cell.kind == "solution": lines += ["```python", next(c.source for c in ex.student_copy(e).cells if c.id == cell.id), "```", ""]
+            if cell.kind == "text": lines += [re.sub(r"^# .*\n+", "", cell.source).replace("../../../nbs/", "../"), ""]
+            elif cell.kind == "solution": lines += python(stubs[cell.id])
         lines += ["<details><summary>Solution</summary>", ""]
         for cell in e.cells:
-            if cell.kind == "solution": lines += ["```python", re.sub(r"^[ \t]*### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M).rstrip(), "```", ""]
-            if cell.kind == "answer": lines += [re.sub(r"^### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M).strip(), ""]
+            solved = re.sub(r"^[ \t]*### (BEGIN|END) SOLUTION\n?", "", cell.source, flags=re.M)
+            if cell.kind == "solution": lines += python(solved.rstrip())
+            if cell.kind == "answer": lines += [solved.strip(), ""]
         lines += ["</details>", ""]
     return _page("Exercises", "The graded exercises, with solutions folded away.", "exercises/source",
-                 "Try first. A solution read before an attempt is soon forgotten. `make exercises` makes notebooks of these that check your answer in words; "
-                 "`exercises/README.md` says how. For teachers: [Teaching with this course](teaching.md).", "", *lines)
+                 "Try first. A solution read before an attempt is soon forgotten. `make exercises` makes notebooks of these "
+                 "that check your answer in words; `exercises/README.md` says how. For teachers: "
+                 "[Teaching with this course](../teaching.md).", "", *lines)
 
 
-PAGES = {"notation.md": notation, "formulas.md": formulas, "library.md": api, "models.md": models, "results.md": results,
-         "glossary.md": glossary, "exercises.md": exercises, "went_wrong.md": went_wrong}
-BY_HAND = ("teaching.md",)  # written, not made; in the sidebar with the others
-
-
-def write(check=False):
-    "Bring the pages in step; return the names of those that were not."
-    behind = []
-    for name, make in PAGES.items():
-        path, text = notebooks.NBS/name, make()
-        if path.exists() and path.read_text(encoding="utf-8") == text: continue
-        behind.append(name)
-        if not check: path.write_text(text, encoding="utf-8", newline="\n")
-    return behind
-
-
-def main():
-    "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of step")
-    behind = write(parser.parse_args().check)
-    if behind and "--check" in sys.argv: sys.exit(f"out of step with the repository: {', '.join(behind)}; run make export")
-
-
-if __name__ == "__main__":
-    main()
+PAGES = {"made/notation.md": notation, "made/formulas.md": formulas, "made/library.md": api, "made/models.md": models,
+         "made/results.md": results, "made/glossary.md": glossary, "made/exercises.md": exercises,
+         "made/went_wrong.md": went_wrong}

@@ -1,22 +1,25 @@
 """README.md from nbs/index.ipynb, without Quarto.
 
-    python -m tools.readme          write README.md
-    python -m tools.readme --check  only say whether it is in step
-
 nbdev's filters take out what the directives hide, nbconvert writes Markdown, and links and pictures, which the
 notebook names from nbs/, are rewritten to work from the root. The badges come from settings.ini.
 """
-import argparse
-import difflib
 import posixpath
 import re
-import sys
 
 from execnb.nbio import nb2dict, read_nb
 from nbconvert import MarkdownExporter
 from nbdev.process import NBProcessor
-from nbdev.processors import (clean_magics, filter_stream_, hide_, hide_line, populate_language, rm_export,
-                              rm_header_dash, strip_ansi, strip_hidden_metadata)
+from nbdev.processors import (
+    clean_magics,
+    filter_stream_,
+    hide_,
+    hide_line,
+    populate_language,
+    rm_export,
+    rm_header_dash,
+    strip_ansi,
+    strip_hidden_metadata,
+)
 from nbformat import from_dict
 from traitlets.config import Config
 
@@ -88,21 +91,3 @@ def render(path=INDEX):
     text, _ = MarkdownExporter(config=config).from_notebook_node(from_dict(plain))
     text = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)
     return HEAD + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def main():
-    "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is out of step")
-    args = parser.parse_args()
-    if not INDEX.exists(): sys.exit(f"{INDEX} is not there: nothing to make README.md from")
-    new, old = render(), README.read_text(encoding="utf-8") if README.exists() else ""
-    if not args.check:
-        README.write_text(new, encoding="utf-8", newline="\n")
-    elif new != old:
-        sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), "README.md", "index.ipynb"))
-        sys.exit("README.md is out of step with nbs/index.ipynb: run make export")
-
-
-if __name__ == "__main__":
-    main()

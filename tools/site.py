@@ -1,10 +1,7 @@
 """The site: what nbdev and Quarto do not do by themselves.
 
-    python -m tools.site sidebar          bring the sidebar in both _quarto.yml in step with nbs/
-    python -m tools.site sidebar --check  only say whether it is
-    python -m tools.site build            build the site into _docs/ (needs Quarto, and npm for MathJax)
+    python -m tools.site     build the site into _docs/ (make docs; needs Quarto, and npm for MathJax)
 """
-import argparse
 import os
 import re
 import shutil
@@ -17,8 +14,8 @@ from pathlib import Path
 import yaml
 from nbdev.process import Processor
 
-from tools import notebooks
-from tools.pages import BY_HAND, PAGES
+from tools import badges, notebooks
+from tools.pages import PAGES
 
 PARTS = (  # first and last number of a notebook, heading in the sidebar
     (0, 11, "I The article, made to work"),
@@ -28,11 +25,18 @@ PARTS = (  # first and last number of a notebook, heading in the sidebar
     (24, 27, "V Trust"),
     (90, 99, "The command"),
 )
+WRITTEN = ("teaching.md",)  # pages written by hand, in the sidebar with those of nbs/made
 QUARTO = notebooks.NBS/"_quarto.yml"      # nbdev reads this one
 QUARTO_COPY = notebooks.ROOT/"_quarto.yml"
 _BEGIN, _END = "    # sidebar: begin (written by tools/site.py)\n", "    # sidebar: end\n"
 MATHJAX = "mathjax@3.2.2"
+NO_QUARTO = """The site is built by Quarto, which is not installed here. Either
+  {python} -m pip install quarto-cli
+brings it, or an installer from https://quarto.org/docs/get-started. Then run make docs again.
+Everything else (notebooks, tests, make preview, README.md) works without it."""
 
+
+# What nbdev runs on every notebook (procs in settings.ini)
 
 class Mermaid(Processor):
     "Turn ```mermaid fences, which JupyterLab and GitHub draw, into the ```{mermaid} that Quarto draws."
@@ -43,23 +47,49 @@ class Mermaid(Processor):
 
 
 class OneLink(Processor):
-    "nbdev links the name of a symbol even inside the text of a link, and a link in a link shows its brackets: the author's link stays."
+    """Keep the author's link where nbdev links the name of a symbol inside its text.
+
+    A link in a link would show its brackets.
+    """
     def cell(self, cell):
         "Take the inner links out of a Markdown cell."
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\[([^\[\]]*)\[(`[^`]+`)\]\([^()\s]*\)([^\[\]]*)\]\(", r"[\1\2\3](", cell.source)
+            inner = r"\[([^\[\]]*)\[(`[^`]+`)\]\([^()\s]*\)([^\[\]]*)\]\("
+            cell.source = re.sub(inner, r"[\1\2\3](", cell.source)
+
+
+class Links(Processor):
+    "Put the links of a notebook (Colab, Binder, source, a mistake) into the page's margin, and take its line for Colab out."
+    def cell(self, cell):
+        "Take the line out of the second cell."
+        if cell.cell_type == "markdown": cell.source = badges.LINE.sub("", cell.source)
+
+    def end(self):
+        "Add the links to the front matter that nbdev has made; they stand for Quarto's own links to the repository."
+        front = getattr(self.nb, "frontmatter_", None)
+        if not front: return
+        links = badges.links(Path(self.nb.path_).stem, notebooks.settings())
+        front |= {"other-links": [{"text": text, "href": url} for text, url in links.items()], "repo-actions": False}
+        self.nb.cells[0].source = f"---\n{yaml.safe_dump(front, allow_unicode=True)}---\n"
+
+
+# The sidebar
+
+def pages_in_order():
+    "[(heading, names of pages from nbs/)] in teaching order: the home page, the parts, the pages to look up; only what exists."
+    names = [p.name for p in notebooks.paths("[0-9][0-9]*_*.ipynb")]
+    found = [("", [p.name for p in notebooks.paths("index.ipynb")])]
+    found += [(heading, [n for n in names if first <= int(n[:2]) <= last]) for first, last, heading in PARTS]
+    found += [("To look up", [name for name in (*PAGES, *WRITTEN) if (notebooks.NBS/name).exists()])]
+    return [(heading, names) for heading, names in found if names]
 
 
 def sidebar():
-    "The sidebar's contents as YAML: the home page, the parts in teaching order, the pages that are made; only what exists."
+    "The sidebar's contents as YAML."
     lines = ["    contents:\n"]
-    if (notebooks.NBS/"index.ipynb").exists(): lines.append("      - index.ipynb\n")
-    for first, last, heading in PARTS:
-        pages = [p.name for p in notebooks.paths("[0-9][0-9]_*.ipynb") if first <= int(p.name[:2]) <= last]
-        if pages: lines += [f'      - section: "{heading}"\n', "        contents:\n"]
-        lines += [f"          - {page}\n" for page in pages]
-    made = [name for name in (*PAGES, *BY_HAND) if (notebooks.NBS/name).exists()]
-    if made: lines += ['      - section: "To look up"\n', "        contents:\n", *(f"          - {name}\n" for name in made)]
+    for heading, names in pages_in_order():
+        if heading: lines += [f'      - section: "{heading}"\n', "        contents:\n"]
+        lines += [f"{' '*(10 if heading else 6)}- {name}\n" for name in names]
     return "".join(lines)
 
 
@@ -69,14 +99,7 @@ def with_sidebar(text):
     return before + _BEGIN + sidebar() + _END + rest.split(_END)[1]
 
 
-def write_sidebar(check=False):
-    "Bring both _quarto.yml in step; with `check`, only return whether they are."
-    text = with_sidebar(QUARTO.read_text(encoding="utf-8"))
-    in_step = all(p.exists() and p.read_text(encoding="utf-8") == text for p in (QUARTO, QUARTO_COPY))
-    if not check and not in_step:
-        for path in (QUARTO, QUARTO_COPY): path.write_text(text, encoding="utf-8")
-    return in_step
-
+# Building
 
 def add_mathjax(folder):
     "Put a copy of MathJax into the folder, so that pages load it from the site itself."
@@ -98,9 +121,10 @@ def foreign_loads(html):
     return sorted({m[2] for m in _LOADS.finditer(html) if not _NO_LOAD.search(m[0])})
 
 
-# What Quarto takes from other hosts without need: a script for browsers of before 2015 ahead of MathJax, and on a page where a
-# cell's output is HTML, as each table is, require.js and jQuery, in case the output is a widget.
-_NEEDLESS = re.compile(r"""<script src="https://[^"]*(?:polyfill|/requirejs@|/jquery@)[^"]*"[^>]*></script>\s*|<script[^>]*>define\('jquery'.*?</script>\s*""")
+# What Quarto takes from other hosts without need: a script for browsers of before 2015 ahead of MathJax, and on a page
+# where a cell's output is HTML, as each table is, require.js and jQuery, in case the output is a widget.
+_NEEDLESS = re.compile(r"""<script src="https://[^"]*(?:polyfill|/requirejs@|/jquery@)[^"]*"[^>]*></script>\s*"""
+                       r"""|<script[^>]*>define\('jquery'.*?</script>\s*""")
 
 
 def drop_needless(html):
@@ -125,13 +149,11 @@ def llms(cfg=None):
     """
     cfg = cfg or notebooks.settings()
     home = f"{cfg['doc_host']}{cfg['doc_baseurl']}"
-    contents = yaml.safe_load(with_sidebar(QUARTO.read_text(encoding="utf-8")))["website"]["sidebar"]["contents"]
     lines = [f"# {cfg['title']}", "", f"> {cfg['description']}.", "",
              "Each notebook derives numbered formulas, codes them beside the derivation, and exports a module of the same name. "
              f"Source, with all notebooks and tests: {cfg['git_url']}"]
-    for part in contents:
-        heading, names = ("Start", [part]) if isinstance(part, str) else (part["section"], part["contents"])
-        lines += ["", f"## {heading}", ""]
+    for heading, names in pages_in_order():
+        lines += ["", f"## {heading or 'Start'}", ""]
         for name in names:
             title, purpose = notebooks.head(notebooks.NBS/name)
             lines.append(f"- [{title}]({home}/{notebooks.html_name(name)}): {purpose}")
@@ -140,34 +162,27 @@ def llms(cfg=None):
 
 def complete(proc):
     "Put what nbdev's stage leaves out into the folder of processed pages: with recursive = False it copies no folder."
-    shutil.copytree(notebooks.NBS/"images", proc/"images", dirs_exist_ok=True)
+    for name in ("images", "made"): shutil.copytree(notebooks.NBS/name, proc/name, dirs_exist_ok=True)
     (proc/"llms.txt").write_text(llms(), encoding="utf-8", newline="\n")
 
 
 def build():
     "Process the notebooks, render them with Quarto, and check that no page needs another host."
-    proc, docs = notebooks.ROOT/"_proc", notebooks.ROOT/"_docs"
     env = notebooks.child_env(PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    quarto = shutil.which("quarto", path=env["PATH"])
+    if not quarto: sys.exit(NO_QUARTO.format(python=sys.executable))
+    proc, docs = notebooks.ROOT/"_proc", notebooks.ROOT/"_docs"
     subprocess.run(["nbdev_proc_nbs", "--force"], cwd=notebooks.ROOT, env=env, check=True)
     complete(proc)
     add_mathjax(proc)
-    subprocess.run(["quarto", "render", "--no-cache"], cwd=proc, env=env, check=True)
+    subprocess.run([quarto, "render", "--no-cache"], cwd=proc, env=env, check=True)
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc/"_docs", docs)
-    foreign = finish(docs)
-    if foreign: sys.exit("these pages load from other hosts:\n" + "\n".join(f"  {k}: {v}" for k, v in foreign.items()))
+    if foreign := finish(docs):
+        sys.exit("these pages load from other hosts:\n" + "\n".join(f"  {k}: {v}" for k, v in foreign.items()))
     print(f"{sum(1 for _ in docs.rglob('*.html'))} pages in {docs}")
 
 
-def main():
-    "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sidebar", "build"])
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    if args.what == "build": return build()
-    if not write_sidebar(args.check) and args.check: sys.exit("_quarto.yml is out of step with nbs/: run make export")
-
 
 if __name__ == "__main__":
-    main()
+    build()

@@ -1,4 +1,4 @@
-"""Take out of stored outputs what changes without the notebook changing: `make export` runs it after nbdev_clean.
+"""Take out of stored outputs what changes without the notebook changing; `make export` does it after nbdev's cleaning.
 
 - `show_doc` stores a link to a line of the source, with the owner's name in it. The site makes its own at build
   time; in JupyterLab the stored one shows as raw text, and in a fork it points to the wrong repository.
@@ -8,8 +8,6 @@
   drew stands beside it twice. A still picture is stored by a cell of its own.
 """
 import re
-
-from tools import notebooks
 
 LINK = re.compile(r"\[source\]\(\S+\)\{[^}]*\}\n\n")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -45,13 +43,3 @@ def bare(nb):
         if cell["cell_type"] == "code": cell["outputs"], cell["execution_count"] = [], None
     nb["metadata"] = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return nb
-
-
-def main():
-    "Tidy every notebook that needs it."
-    for path in sorted((notebooks.ROOT/"exercises"/"source").glob("*/*.ipynb")): notebooks.rewrite(path, bare)
-    for path in notebooks.paths(): notebooks.rewrite(path, tidy)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,130 @@
+"""All that is made from something else, in one table.
+
+    python -m tools.export           bring it in step (make export)
+    python -m tools.export --check   write nothing; name what is out of step, and exit 1 if anything is
+"""
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from nbdev.clean import clean_nb
+
+from tools import badges, notebooks, pages, readme, release, site, tidy
+
+ROOT, NBS = notebooks.ROOT, notebooks.NBS
+PACKAGE = ROOT/notebooks.settings()["lib_name"]
+BY_HAND = ("__init__", "__main__", *pages.PLAIN)  # modules that come from no notebook
+STALE = "is made from nothing: delete it, or name a module that teaches nothing in tools/pages.py (PLAIN)"
+
+
+# What makes the texts: functions that return path -> text, with None for a file that should not be there
+
+def clean(path, cfg):
+    "The text of a notebook as it should be stored: its line and cell for Colab, without what changes by itself."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    if path.name[0] != "_": badges.mark(nb, path.stem, cfg)
+    clean_nb(nb, False, cfg["allowed_metadata_keys"].split(), cfg["allowed_cell_metadata_keys"].split())
+    return notebooks.text(tidy.tidy(nb))
+
+
+def lessons():
+    "The notebooks of the course, with the template."
+    cfg = notebooks.settings()
+    return {path: clean(path, cfg) for path in (*notebooks.paths(), NBS/"_template.ipynb")}
+
+
+def sources():
+    "The sources of the exercises."
+    paths = sorted((ROOT/"exercises"/"source").glob("*/*.ipynb"))
+    return {path: notebooks.text(tidy.bare(json.loads(path.read_text(encoding="utf-8")))) for path in paths}
+
+
+def project(folder):
+    "A copy of what nbdev reads, in an empty folder."
+    shutil.copytree(NBS, folder/"nbs", ignore=shutil.ignore_patterns(".*", "images"))
+    shutil.copy(ROOT/"settings.ini", folder)
+    (folder/PACKAGE.name).mkdir()
+    for name in BY_HAND: shutil.copy(PACKAGE/f"{name}.py", folder/PACKAGE.name)
+    return folder
+
+
+def modules():
+    "The modules of the package, by nbdev_export in a copy."
+    there = {path: None for path in PACKAGE.glob("*.py")}
+    with tempfile.TemporaryDirectory() as temp:
+        folder = project(Path(temp))
+        export = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"
+        done = subprocess.run([sys.executable, "-c", export], cwd=folder, env=notebooks.child_env(PYTHONPATH=""),
+                              capture_output=True, text=True, encoding="utf-8")
+        if done.returncode: raise SystemExit(f"nbdev could not export the modules:\n{done.stdout}{done.stderr}")
+        made = {PACKAGE/path.name: path.read_text(encoding="utf-8") for path in (folder/PACKAGE.name).glob("*.py")}
+    return there | made
+
+
+def made_pages():
+    "The pages of nbs/made."
+    return dict.fromkeys(pages.MADE.glob("*")) | {NBS/name: make() for name, make in pages.PAGES.items()}
+
+
+def quarto():
+    "Both _quarto.yml."
+    return dict.fromkeys((site.QUARTO, site.QUARTO_COPY), site.with_sidebar(site.QUARTO.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Derived:
+    "A row of the table."
+    what: str        # what it makes
+    made_from: str   # from what
+    texts: Callable  # the function that gives path -> text
+
+
+DERIVED = (  # in this order: a row may read what the rows above have written
+    Derived("clean notebooks", "themselves, links and version of settings.ini", lessons),
+    Derived("sources of exercises", "themselves, without outputs", sources),
+    Derived("modules", "nbs/*.ipynb, the version in settings.ini", modules),
+    Derived("made pages", "course data, tests, exercises, docstrings, benchmarks", made_pages),
+    Derived("_quarto.yml", "nbs/_quarto.yml and the pages that exist", quarto),
+    Derived("README.md", "nbs/index.ipynb and settings.ini", lambda: {readme.README: readme.render()}),
+    Derived("CITATION.cff", "settings.ini and CHANGELOG.md", lambda: {release.CITATION: release.citation()}),
+)
+
+
+def behind(row):
+    "path -> text, or None, of what is out of step in one row."
+    stored = lambda path: path.read_text(encoding="utf-8") if path.exists() else None
+    return {path: text for path, text in sorted(row.texts().items()) if stored(path) != text}
+
+
+def check():
+    "What is out of step, one line per file."
+    for row in DERIVED:
+        for path, text in behind(row).items():
+            yield f"{path.relative_to(ROOT).as_posix()} " + (STALE if text is None else f"is out of step with {row.made_from}")
+
+
+def export():
+    "Bring everything in step; a file that is made from nothing is named and left alone."
+    stale = []
+    for row in DERIVED:
+        for path, text in behind(row).items():
+            if text is None: stale.append(f"{path.relative_to(ROOT).as_posix()} {STALE}")
+            else:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8", newline="\n")
+    return stale
+
+
+def main(*args):
+    "The command line."
+    if args not in ((), ("--check",)): sys.exit(__doc__)
+    if found := list(check()) if args else export(): sys.exit("\n".join(found) + "\nRun make export."*bool(args))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
