@@ -37,24 +37,24 @@ class Bare:
         F, columns = batch.fields.shape[1], model.item_columns
         E = model.embed(batch.fields)
         q = E[:, columns].flatten(1)
-        head = model.heads[0]
+        head = model.predictors[0]
         W = head.hidden.layers[0].weight
         W_E, self.W_x, self.W_p, self.W_z, self.W_m = W.split([F*e, D, e, d, d], 1)
         W_E = W_E.view(len(W), F, e)
         self.others = [j for j in range(F) if j not in columns]
         self.W_u = W_E[:, self.others].flatten(1)
         self.kept = q @ W_E[:, columns].flatten(1).T + batch.dense @ self.W_x.T  # in the mall all dense columns are the item's
-        self.wanted = model.want(q)
+        self.wanted = model.item_projection(q)
         fuse = model.fuse
         self.asks = (q @ fuse.query.weight[:, :q.shape[1]].T) @ fuse.key.weight.T
 
     def scores(self, fields, table, present):
         "(n,) log-odds; fields (1, F), table (1, S, H), present (1, S)."
-        m, fuse, head = self.m, self.m.fuse, self.m.heads[0]
+        m, fuse, head = self.m, self.m.fuse, self.m.predictors[0]
         h = m.extract(table)[0].masked_fill(~present[0].unsqueeze(1), 0)
         values, there = h @ fuse.value.weight.T, present.any()
         target = (fuse.target.weight[self.t] @ fuse.query.weight[:, -h.shape[1]:].T) @ fuse.key.weight.T
-        user = head.hidden.layers[0].bias + m.embed.table(fields)[0, self.others].flatten() @ self.W_u.T + m.place.weight[self.t] @ self.W_p.T
+        user = head.hidden.layers[0].bias + m.embed.table(fields)[0, self.others].flatten() @ self.W_u.T + m.scenario_embedding.weight[self.t] @ self.W_p.T
         rest = torch.where(there, 0, fuse.fallback.weight[0])
         user = user + rest @ self.W_z.T
         keys, offset, into = h.T/math.sqrt(h.shape[1]), (h @ target)/math.sqrt(h.shape[1]), values @ self.W_z.T

@@ -58,11 +58,11 @@ def compare_table(
     return table.reindex(index=results.model.unique(), columns=[*(n for n in order if n not in last), *last])
 
 # %% ../nbs/90_cli.ipynb #0abb9b6c
-def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, towers=False, **options):
+def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, heads="shared", **options):
     train, valid, test = parts # every fusion is trained, and told as soon as it is known
     results, found = [], {}
     options["callbacks"] = (FiniteCheck(), KeepBest(patience), *((Progress(),) if progress else ()))
-    for fusion, make in interest_models(spec, tuple(_NAMES), towers=towers).items():
+    for fusion, make in interest_models(spec, tuple(_NAMES), heads=heads).items():
         found[fusion] = compare({_NAMES[fusion]: make}, train, valid, test, user, (seed,), **options)
         results.append(found[fusion].frame)
         macro = results[-1].set_index("scenario").loc["macro"]
@@ -151,7 +151,7 @@ def _demo_coupons(path, out, seed, quick, **options):
     people = [part.respondent.nunique() for part in parts]
     _say(f"\nTraining on {people[0]} respondents, choosing the epoch on {people[1]}, testing on {people[2]} others")
     parts = [encoder.transform(part) for part in parts]
-    options |= dict(towers=True, batch_size=256, lr=1e-3, epochs=6 if quick else 20, patience=3)
+    options |= dict(heads="per_scenario", batch_size=256, lr=1e-3, epochs=6 if quick else 20, patience=3)
     results, model, curve = _run(encoder.spec, parts, test.respondent.to_numpy(), seed, **options)
     _tables(results)
     _write(out, results, curve, {"learned attention": attention_map(model, parts[2])})
@@ -223,9 +223,9 @@ def _pairs(option, words): # key=value, the value as JSON where it is JSON, else
         except ValueError: pairs[key] = value
     return pairs
 
-def _params(words, fusion, towers): # --fusion and --towers are short forms
+def _params(words, fusion, heads): # --fusion and --heads are short forms
     short = {} if fusion is None else dict(fusion=fusion)
-    return _pairs("--set", words) | short | (dict(towers=True) if towers else {})
+    return _pairs("--set", words) | short | ({} if heads is None else dict(heads=heads))
 
 def _results(out, metrics): # For the screen
     table = show(metrics.drop(columns=["log_loss_low", "log_loss_high"]))
@@ -250,6 +250,7 @@ _Drop = _option(list[str] | None, "a feature to leave out; again for more")
 
 # %% ../nbs/90_cli.ipynb #51ed9ffe
 _By = Enum("Split", {n: n for n in ("time", "user")}, type=str)
+_HeadKind = Enum("Heads", {n: n for n in ("shared", "per_scenario")}, type=str)
 _Unit = Enum("TimeUnit", {n: n for n in ("s", "ms", "us", "ns", "days", "none")}, type=str)
 _Split = _option(_By, "what the test rows are: the latest, or those of other users")
 _Price = _option(str | None, "column of prices: drop rows where it is not above 0, or absurd")
@@ -259,7 +260,7 @@ _AnyTime = _option(bool, "accept times outside 1990 to 2099", "--any-time")
 _Model = _option(str, f"one of {', '.join(model_names())}, or package.module:Class")
 _Set = _option(list[str] | None, "an argument of the model, key=value; again for more", "--set")
 _Fusion = _option(str | None, "how histories are fused; short for --set fusion=NAME")
-_Towers = _option(bool, "one head per scenario; short for --set towers=true", "--towers")
+_Heads = _option(_HeadKind | None, "one head for all scenarios or one for each; short for --set heads=per_scenario", "--heads")
 _Import = _option(list[str] | None, "module that defines a model of your own; again for more", "--import")
 
 # %% ../nbs/90_cli.ipynb #db7c26c0
@@ -285,7 +286,7 @@ def _train_command(
     label: _Label = None, schema: _SchemaFile = None, users: _Users = None, items: _Items = None, drop: _Drop = None,
     split: _Split = _By.time, price: _Price = None, window: _Window = 5.0,
     time_unit: _TimeUnit = None, any_time: _AnyTime = False,
-    model: _Model = "interest", set_: _Set = None, fusion: _Fusion = None, towers: _Towers = False,
+    model: _Model = "interest", set_: _Set = None, fusion: _Fusion = None, heads: _Heads = None,
     epochs: _Epochs = 10, batch_size: _BatchSize = 1024, lr: _Rate = 4e-3, patience: _Patience = 2,
     seed: _Seed = 0, device: _Device = "auto", precision: _Precision = "fp32",
     resume: _Resume = False, overwrite: _Overwrite = False, progress: _Bar = True,
@@ -296,7 +297,7 @@ def _train_command(
                 time_unit=None if time_unit is None else time_unit.value, any_time=any_time)
     how = dict(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed, device=device,
                precision=precision, resume=resume, overwrite=overwrite, progress=progress)
-    params = _params(set_ or [], fusion, towers)
+    params = _params(set_ or [], fusion, heads and heads.value)
     metrics = _stoppable(train_log, log, out, say=_say, model=model, params=params, **given, **rows, **how)
     if len(metrics): _results(out, metrics)
 

@@ -295,9 +295,9 @@ CANDIDATES = {
     "shared + all visits": Candidate(all_visits=True),
     "shared + target": Candidate(target_visits=True),
     "shared + target + all visits": Candidate(target_visits=True, all_visits=True),
-    "towers + target": Candidate(per_scenario=True, target_visits=True)}
-CANDIDATES |= {f"{fusion}{', towers' if towers else ''}": Candidate(fusion=fusion, per_scenario=towers)
-               for towers in (False, True) for fusion in ("own", "mean", "concat", "attention", "attention+own")}
+    "per scenario + target": Candidate(per_scenario=True, target_visits=True)}
+CANDIDATES |= {f"{fusion}{', per scenario' if heads == 'per_scenario' else ''}": Candidate(fusion=fusion, per_scenario=heads == "per_scenario")
+               for heads in ("shared", "per_scenario") for fusion in ("own", "mean", "concat", "attention", "attention+own")}
 FUSED = tuple(name for name, c in CANDIDATES.items() if c.fusion != "none")
 
 # %% ../nbs/11_coupons.ipynb #0c1dcb14
@@ -372,7 +372,7 @@ def predict_candidate(
     votes = []
     for seed in seeds:
         set_seed(seed)
-        model = InterestModel(spec, candidate.fusion, candidate.per_scenario)
+        model = InterestModel(spec, candidate.fusion, "per_scenario" if candidate.per_scenario else "shared")
         fit(model, train, valid, epochs=20, batch_size=512, lr=3e-3, seed=seed, device=device, callbacks=(KeepBest(patience=3),))
         votes.append([predict(model, part).numpy() for part in (valid, test)])
     return tuple(average_probability(part) for part in zip(*votes))

@@ -372,7 +372,7 @@ _PLAIN = (MeanFusion, OwnScenario, ConcatFusion, ScenarioAttention, BesideOwn) #
 def _splits(model, prep): # Whether (10.7) holds: our own forward pass, and no column that stands in the wrong table
     schema, fuse, ours = prep.schema, getattr(model, "fuse", None), ("forward", "explain", "_scored", "item_vectors")
     if any(getattr(type(model), name) is not getattr(InterestModel, name) for name in ours): return False
-    if {type(head) for head in model.heads} != {InterestPredictor}: return False
+    if {type(head) for head in model.predictors} != {InterestPredictor}: return False
     if fuse is not None and type(fuse) not in _PLAIN: return False
     needed = {Categories, Numbers} | ({Histories} if fuse is not None else set())
     with_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items}
@@ -390,7 +390,7 @@ def _owners(model): # Which fields and which numbers the item brings; and which 
     return fields, numbers, rest(len(model.spec.fields), fields), rest(len(names), numbers)
 
 def _first_layer(model, head): # W_I, W_U, W_z, W_m and b_1 of (10.7)
-    layer, F, D, e = _layers(model.heads[head])[0], len(model.spec.fields), len(model.spec.dense), model.d_embed
+    layer, F, D, e = _layers(model.predictors[head])[0], len(model.spec.fields), len(model.spec.dense), model.d_embed
     d = 0 if model.fusion == "none" else model.widths[-1]
     W_E, W_D, W_t, W_z, W_m = layer.weight.split([F*e, D, e, d, d], 1)
     items, numbers, others, more = _owners(model)
@@ -407,7 +407,7 @@ def _item_parts(model, batch): # What (10.7) and (10.8) keep of some items
     columns, numbers, *_ = _owners(model)
     query = model.embed(batch.fields)[:, columns].flatten(1)
     kept = dict(query=query, x=torch.cat([query, batch.dense[:, numbers].to(query.dtype)], 1))
-    if model.fusion != "none": kept["wanted"] = model.want(query)
+    if model.fusion != "none": kept["wanted"] = model.item_projection(query)
     if attend := _attention(getattr(model, "fuse", None)):
         kept["asks"] = attend.key(query @ attend.query.weight[:, :query.shape[1]].T)
     return kept
@@ -455,8 +455,8 @@ class _Meeting: # What (10.7) and (10.8) need of a few users in one scenario, an
         *_, others, numbers = _owners(model)
         t = scenario.expand(len(fields))
         e = model.embed(fields)[:, others].flatten(1)
-        self.bias = torch.cat([e, dense[:, numbers].to(e), model.place(t)], 1) @ W_U.T + b
-        self.layers, self.mixed, self.rest = _layers(model.heads[head])[1:], None, None
+        self.bias = torch.cat([e, dense[:, numbers].to(e), model.scenario_embedding(t)], 1) @ W_U.T + b
+        self.layers, self.mixed, self.rest = _layers(model.predictors[head])[1:], None, None
         if history is None: return
         table, self.present = history
         self.h = model.extract(table.to(e.dtype)).masked_fill(~self.present.unsqueeze(-1), 0)
@@ -510,7 +510,7 @@ class InterestScorer(Scorer):
     def vectors(self): return self.items["query"].cpu() if self.split else super().vectors()
 
     def _meeting(self, users, scenario, log, when, context, task): # Which head answers, and what the users bring
-        t, each = self.prep.scenarios.index(scenario), len(self.model.heads)//len(self.model.spec.tasks)
+        t, each = self.prep.scenarios.index(scenario), len(self.model.predictors)//len(self.model.spec.tasks)
         head = task*each + (t if each > 1 else 0)
         here = lambda tensors: [x.to(self.device) for x in tensors]
         past = None if self.model.fusion == "none" else here(_histories_of(self.prep, log, users, when))

@@ -376,7 +376,7 @@ def train_log(
     seed: int = 0, # Of the weights, the order of the rows and a split by user
     say=print, # What to do with a line of news
     model: str = "interest", # Name of a model, or package.module:Class
-    params: dict | None = None, # Its arguments, such as fusion and towers
+    params: dict | None = None, # Its arguments, such as fusion and heads
     patience: int = 2, # Stop after so many epochs without a lower validation loss
     progress: bool = True, # A bar per epoch, where somebody watches
     **training, # epochs, batch_size, lr, device, precision, as for fit

@@ -769,7 +769,7 @@ def _spec_of(model):
 def interest_models(
     spec, # Spec of the data
     fusions: tuple = ("none", "own", "mean", "concat", "attention"), # none, or names from fusion_names()
-    **params, # Further arguments of InterestModel, such as towers and widths
+    **params, # Further arguments of InterestModel, such as heads and widths
 ) -> dict: # Name of the fusion: function of a seed that makes a fresh InterestModel
     """The same network with different fusions, for `compare`."""
     return {fusion: lambda seed, fusion=fusion: InterestModel(spec, fusion, **params) for fusion in fusions}

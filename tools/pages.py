@@ -275,8 +275,8 @@ def exercises():
     lines, book = [], ""
     python = lambda source: ["```python", source, "```", ""]
     for e in ex.sources():
-        if e.assignment != book:
-            book = e.assignment
+        if e.lesson != book:
+            book = e.lesson
             lines += [f"## {book.replace('_', ' ', 1)}", "", f"To {_link(book, book)}.", ""]
         lines += [f"### {e.name.split('_')[0]} {e.title}", ""]
         stubs = {c.id: c.source for c in ex.student_copy(e).cells}

@@ -98,7 +98,7 @@ def test_entropy_is_the_minimum_found_by_search(y):
     grid = torch.arange(1, 10_000, dtype=torch.float64)/10_000
     loss = -y*np.log(grid.numpy()) - (1 - y)*np.log1p(-grid.numpy())
     assert grid[loss.argmin()].item() == pytest.approx(y, abs=1e-9)
-    assert article.label_entropy(label).item() == pytest.approx(loss.min(), abs=1e-9)
+    assert article.binary_entropy(label).item() == pytest.approx(loss.min(), abs=1e-9)
 
 
 def test_derivation_of_the_minimum_by_sympy():
@@ -113,8 +113,8 @@ def test_derivation_of_the_minimum_by_sympy():
 def test_excess_against_torch_distributions():
     y, p = (torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (5, 6))
     judge = torch.distributions.kl_divergence(torch.distributions.Bernoulli(y), torch.distributions.Bernoulli(p))
-    torch.testing.assert_close(article.excess_loss(y, p), judge)
-    torch.testing.assert_close(article.excess_loss(y, y), torch.zeros_like(y), rtol=0, atol=1e-12)
+    torch.testing.assert_close(article.binary_divergence(y, p), judge)
+    torch.testing.assert_close(article.binary_divergence(y, y), torch.zeros_like(y), rtol=0, atol=1e-12)
 
 
 @pytest.mark.formula("0.8")
@@ -123,12 +123,12 @@ def test_pooled_entropy_is_the_lowest_common_loss():
     grid = np.arange(1, 10_000)/10_000
     mean_loss = np.mean([-y*np.log(grid) - (1 - y)*np.log(1 - grid) for y in labels], axis=0)
     assert article.pooled_entropy(torch.from_numpy(labels)).item() == pytest.approx(mean_loss.min(), abs=1e-7)
-    assert article.pooled_entropy(torch.from_numpy(labels)) >= article.label_entropy(torch.from_numpy(labels)).mean()
+    assert article.pooled_entropy(torch.from_numpy(labels)) >= article.binary_entropy(torch.from_numpy(labels)).mean()
 
 
 @pytest.mark.parametrize("call", [
-    lambda: article.soft_bce([0.5, 1.5], [0.5, 0.5]), lambda: article.label_entropy([0.5, -1]),
-    lambda: article.excess_loss([0.5, float("nan")], [0.5, 0.5]), lambda: article.pooled_entropy([0, 2]),
+    lambda: article.soft_bce([0.5, 1.5], [0.5, 0.5]), lambda: article.binary_entropy([0.5, -1]),
+    lambda: article.binary_divergence([0.5, float("nan")], [0.5, 0.5]), lambda: article.pooled_entropy([0, 2]),
 ])
 def test_labels_outside_the_unit_interval(call):
     with pytest.raises(ValueError, match="label: entry 1 is"): call()
@@ -136,7 +136,7 @@ def test_labels_outside_the_unit_interval(call):
 
 def test_probabilities_outside_the_unit_interval():
     with pytest.raises(ValueError, match="prob: entry 0 is 2"): article.soft_bce([0.5], [2.0])
-    with pytest.raises(ValueError, match="prob: entry 0 is 2"): article.excess_loss([0.5], [2.0])
+    with pytest.raises(ValueError, match="prob: entry 0 is 2"): article.binary_divergence([0.5], [2.0])
 
 
 @pytest.mark.formula("0.9")

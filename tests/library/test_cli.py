@@ -74,7 +74,7 @@ def test_python_m_is_the_command(tmp_path):
 
 def test_help_of_train_names_every_option(tmp_path):
     said = run("train", "--help", cwd=tmp_path, COLUMNS="200").stdout
-    names = ("user item scenario time label schema users items drop split price window time-unit any-time model set fusion towers epochs batch-size "
+    names = ("user item scenario time label schema users items drop split price window time-unit any-time model set fusion heads epochs batch-size "
              "lr patience seed device precision resume overwrite progress out").split()
     assert all(f"--{name} " in said for name in names), [name for name in names if f"--{name} " not in said]
 
@@ -134,5 +134,5 @@ def test_true_mixing_against_simulated_tastes(similarity):
 
 
 def test_words_of_python_are_understood_as_arguments_of_a_model():
-    words = ["towers=False", "hidden=[4,2]", "fusion=mean", "rate=None", "n=3"]
-    assert cli._pairs("--set", words) == dict(towers=False, hidden=[4, 2], fusion="mean", rate=None, n=3)
+    words = ["heads=shared", "hidden=[4,2]", "fusion=mean", "rate=None", "n=3"]
+    assert cli._pairs("--set", words) == dict(heads="shared", hidden=[4, 2], fusion="mean", rate=None, n=3)

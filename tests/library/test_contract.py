@@ -23,21 +23,21 @@ def rows():
     return prep.spec, prep.transform(mall.events[1000:1300], EventLog(mall.events, mall.users))
 
 
-@pytest.mark.parametrize("fusion, towers", [("attention", False), *(pytest.param(f, t, marks=pytest.mark.slow) for f in FUSIONS for t in (False, True))])
-def test_our_own_models_keep_every_promise(fusion, towers, rows):
+@pytest.mark.parametrize("fusion, heads", [("attention", "shared"), *(pytest.param(f, t, marks=pytest.mark.slow) for f in FUSIONS for t in ("shared", "per_scenario"))])
+def test_our_own_models_keep_every_promise(fusion, heads, rows):
     spec, batch = rows
-    made = contract.check_recommender(InterestModel, spec, batch, fusion=fusion, towers=towers)
+    made = contract.check_recommender(InterestModel, spec, batch, fusion=fusion, heads=heads)
     left = set(contract.CHECKS) - set(made)
     assert left <= {"explains what it scores", "gives the same on a gpu"}, left
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_onnx_runtime_gives_the_scores_of_our_own_models(fusion, towers, rows, tmp_path):
+def test_onnx_runtime_gives_the_scores_of_our_own_models(fusion, heads, rows, tmp_path):
     ort = pytest.importorskip("onnxruntime", reason="needs the extra export")
     spec, batch = rows
-    model = InterestModel(spec, fusion, towers).eval()
+    model = InterestModel(spec, fusion, heads).eval()
     contract.export_onnx(model, contract.unlabelled(batch[:40]), tmp_path/"model.onnx")
     session = ort.InferenceSession(tmp_path/"model.onnx")
     for part in (batch, batch[:1]):

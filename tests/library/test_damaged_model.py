@@ -24,7 +24,7 @@ wrong = pytest.mark.wrong
 @pytest.fixture
 def saved(tmp_path):
     "A model and its folder."
-    m = a_model(towers=True)
+    m = a_model(heads="per_scenario")
     m.save(tmp_path/"here")
     return m, tmp_path/"here"
 
@@ -95,9 +95,9 @@ ACCIDENTS = {
     "cut short": (lambda d: (d/NUMBERS).write_bytes((d/NUMBERS).read_bytes()[:100]), PARTNER),
     "description cut short": (lambda d: (d/JSON).write_bytes((d/JSON).read_bytes()[:-20]), "model.json is damaged: "),
     "description empty": (lambda d: (d/JSON).write_text(""), "model.json is damaged: "),
-    "numbers of the same shape": (lambda d: swap_in(d, NUMBERS, towers=True), PARTNER),
+    "numbers of the same shape": (lambda d: swap_in(d, NUMBERS, heads="per_scenario"), PARTNER),
     "numbers of another shape": (lambda d: swap_in(d, NUMBERS, d_embed=3), PARTNER),
-    "description of another": (lambda d: swap_in(d, JSON, towers=True), PARTNER),
+    "description of another": (lambda d: swap_in(d, JSON, heads="per_scenario"), PARTNER),
     "an argument edited": (lambda d: edit(d, lambda a: a["params"].update(d_embed=9)), EDITED),
     "the order of the scenarios edited": (lambda d: edit(d, lambda a: a["spec"]["scenarios"].reverse()), EDITED),
     "an entry added": (lambda d: edit(d, lambda a: a.update(extra=1)), "model.json is damaged or was edited: its own checksum differs; copy it again, or save again with Recommender.save"),
@@ -156,8 +156,8 @@ def test_weights_that_are_not_finite(saved, value, tmp_path):
     tensors["fuse.key.weight"][3, 2] = value
     reweigh(folder, file_of(tensors))
     refused(folder, "model.safetensors: tensor 'fuse.key.weight' is not finite, it holds nan or infinity")
-    with torch.no_grad(): m.place.weight[1, 0] = value
-    with pytest.raises(ValueError, match="InterestModel.save: tensor 'place.weight' is not finite"): m.save(tmp_path/"new")
+    with torch.no_grad(): m.scenario_embedding.weight[1, 0] = value
+    with pytest.raises(ValueError, match="InterestModel.save: tensor 'scenario_embedding.weight' is not finite"): m.save(tmp_path/"new")
     assert not (tmp_path/"new").exists()
 
 
@@ -179,7 +179,7 @@ CRAFTED = {
     "a list that is none": (lambda a: a["params"].update(widths={"list": 3}), NOT_SAVED), "neither list nor dict": (lambda a: a["params"].update(widths={"x": 3}), NOT_SAVED),
     "one shape": (lambda a: feature(a, "history").update(size=6), "model.safetensors does not fit the model that .*model.json describes: extract.layers.0.weight"),
     "several shapes": (lambda a: a["params"].update(d_embed=9), "does not fit the model that .* describes: embed.table.weight, fuse.query.weight, "),
-    "more tensors": (lambda a: a["params"].update(hidden=[64, 64]), "does not fit the model .*: heads.0.hidden.layers.1.bias"),
+    "more tensors": (lambda a: a["params"].update(hidden=[64, 64]), "does not fit the model .*: predictors.0.hidden.layers.1.bias"),
 }
 
 
@@ -240,7 +240,7 @@ def kept(tmp_path_factory):
     "Small models, their bytes and their scores, and a folder to break them in."
     out = Quiet()
     for fusion in FUSIONS:
-        m, folder = a_model(fusion=fusion, towers=fusion == "own", d_embed=2, widths=(3,), hidden=(2,)), tmp_path_factory.mktemp("kept")
+        m, folder = a_model(fusion=fusion, heads="per_scenario" if fusion == "own" else "shared", d_embed=2, widths=(3,), hidden=(2,)), tmp_path_factory.mktemp("kept")
         m.save(folder)
         out.append(({name: (folder/name).read_bytes() for name in FILES}, logits(m, a_batch(SPEC))))
     return out, tmp_path_factory.mktemp("broken")

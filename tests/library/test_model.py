@@ -83,12 +83,12 @@ def mall():
 def test_match_number_by_number():
     z, w = torch.randn(5, 3), torch.randn(5, 3)
     expected = [[a*b for a, b in zip(*rows)] for rows in zip(z.tolist(), w.tolist())]
-    torch.testing.assert_close(model.match(z, w), torch.tensor(expected))
+    torch.testing.assert_close(model.interaction(z, w), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("wrong", [(1, 3), (5, 2), (3,)])
 def test_match_refuses_what_would_broadcast(wrong):
-    with pytest.raises(ValueError, match="axis|axes"): model.match(torch.ones(5, 3), torch.ones(wrong))
+    with pytest.raises(ValueError, match="axis|axes"): model.interaction(torch.ones(5, 3), torch.ones(wrong))
 
 
 @pytest.mark.formula("8.2")
@@ -127,7 +127,7 @@ def orders(m, batch, n_items=8): return len(logits(m.double(), batch).view(-1, n
 def without_match(m):
     "Take the match away."
     with torch.no_grad():
-        for p in m.want.parameters(): p.zero_()
+        for p in m.item_projection.parameters(): p.zero_()
     return m
 
 
@@ -137,7 +137,7 @@ def test_a_linear_head_without_the_match_gives_everybody_one_order(fusion, seed)
     batch = crossed(SPEC)
     assert orders(without_match(a_model(seed=seed, fusion=fusion, hidden=())), batch) == 1
     loud = a_model(seed=seed, fusion=fusion, hidden=())
-    with torch.no_grad(): loud.want.weight.mul_(30)
+    with torch.no_grad(): loud.item_projection.weight.mul_(30)
     assert orders(loud, batch) > 1
     assert orders(without_match(a_model(seed=seed, fusion=fusion, hidden=(64,))), batch) > 1
 
@@ -153,9 +153,9 @@ def test_item_gap_foretells_the_model():
     scores, e = logits(m, batch).view(-1, 8), m.embed(batch.fields)
     q = e[:, m.item_columns].flatten(1)
     z = m.fuse(m.extract(batch.history.double()), batch.present, q, batch.scenario)[0].view(-1, 8, 32)[:, 0]
-    w = m.heads[0].out.weight[0]
+    w = m.predictors[0].out.weight[0]
     F, D = 3*8, 2
-    gap = model.item_gap(z, q[0], q[5], w[:F].view(3, 8)[m.item_columns].flatten(), w[-32:], m.want.weight)
+    gap = model.item_gap(z, q[0], q[5], w[:F].view(3, 8)[m.item_columns].flatten(), w[-32:], m.item_projection.weight)
     gap = gap + w[F:F + D] @ (batch.dense[0] - batch.dense[5]).double()
     torch.testing.assert_close(scores[:, 0] - scores[:, 5], gap)
 
@@ -198,22 +198,22 @@ def np_model(m, batch):
     columns = [list(m.spec.fields).index(f) for f in m.spec.item_fields]
     for b in range(len(batch)):
         e, t = p["embed.table.weight"][batch.fields[b].numpy()], int(batch.scenario[b])
-        x = [e.ravel(), batch.dense[b].double().numpy(), p["place.weight"][t]]
+        x = [e.ravel(), batch.dense[b].double().numpy(), p["scenario_embedding.weight"][t]]
         if o["fusion"] != "none":
             q = e[columns].ravel()
             h = np.stack([np_chain(p, "extract", x_s) for x_s in batch.history[b].double().numpy()])
             z = np_fuse(p, "fuse", o["fusion"], h, batch.present[b].numpy(), q, t)
-            x += [z, z*np_linear(p, "want", q)]
-        head = f"heads.{t if o['towers'] else 0}"
+            x += [z, z*np_linear(p, "item_projection", q)]
+        head = f"predictors.{t if o['heads'] == 'per_scenario' else 0}"
         out.append(np_linear(p, f"{head}.out", np_chain(p, f"{head}.hidden", np.concatenate(x)))[0])
     return torch.tensor(out)
 
 
 @pytest.mark.formula("8.4")
-@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_forward_against_plain_numpy(fusion, towers):
-    m, batch = a_model(fusion=fusion, towers=towers, d_embed=3, widths=(6, 5), hidden=(4,)).double(), a_batch(SPEC, 12)
+def test_forward_against_plain_numpy(fusion, heads):
+    m, batch = a_model(fusion=fusion, heads=heads, d_embed=3, widths=(6, 5), hidden=(4,)).double(), a_batch(SPEC, 12)
     torch.testing.assert_close(logits(m, batch), np_model(m, batch))
 
 
@@ -248,17 +248,17 @@ def test_explain_gives_weights_where_there_are_any(fusion):
         assert (((total - 1).abs() < 1e-6) | (total == 0)).all() and (told.weights[~batch.present] == 0).all()
 
 
-def test_towers_answer_for_their_own_scenario_only():
-    m, batch = a_model(towers=True), a_batch(SPEC)
+def test_heads_answer_for_their_own_scenario_only():
+    m, batch = a_model(heads="per_scenario"), a_batch(SPEC)
     before = logits(m, batch)
-    with torch.no_grad(): m.heads[1].out.bias += 1
+    with torch.no_grad(): m.predictors[1].out.bias += 1
     torch.testing.assert_close(logits(m, batch) - before, (batch.scenario == 1).float())
 
 
 @settings(max_examples=25)
-@given(st.sampled_from(FUSIONS), st.booleans(), st.integers(0, 1000), st.integers(1, 30), st.integers(1, 12))
-def test_rows_do_not_know_each_other(fusion, towers, seed, n, R):
-    m, batch = a_model(fusion=fusion, towers=towers), a_batch(SPEC, n, R, seed)
+@given(st.sampled_from(FUSIONS), st.sampled_from(["shared", "per_scenario"]), st.integers(0, 1000), st.integers(1, 30), st.integers(1, 12))
+def test_rows_do_not_know_each_other(fusion, heads, seed, n, R):
+    m, batch = a_model(fusion=fusion, heads=heads), a_batch(SPEC, n, R, seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(logits(m, batch[order]), logits(m, batch)[order], atol=1e-5, rtol=1e-5)
     noisy = torch.where(batch.present_table.unsqueeze(-1), batch.history_table, 100.)
@@ -267,7 +267,7 @@ def test_rows_do_not_know_each_other(fusion, towers, seed, n, R):
 
 
 def test_no_rows_give_no_logits():
-    for towers in (False, True): assert logits(a_model(towers=towers), a_batch(SPEC)[:0]).shape == (0,)
+    for heads in ("shared", "per_scenario"): assert logits(a_model(heads=heads), a_batch(SPEC)[:0]).shape == (0,)
 
 
 def test_names_in_histories_tell_attention_whose_history_it_reads(mall):
@@ -298,7 +298,7 @@ def test_bad_arguments(options, says):
 
 
 def test_an_unknown_argument_is_named():
-    says = "model 'interest' has no argument 'depth'; it has fusion, towers, d_embed, widths, hidden"
+    says = "model 'interest' has no argument 'depth'; it has fusion, heads, d_embed, widths, hidden"
     for ask in (model.parameters_by_formula, model.flops_by_formula, model.scenario_cost):
         with pytest.raises(ValueError, match=says): ask(SPEC, depth=3)
     with pytest.raises(ValueError, match=says): model.build("interest", SPEC, depth=3)
@@ -439,13 +439,13 @@ def test_a_model_of_the_package_is_imported_when_it_is_asked_for():
 def test_an_unknown_model():
     with pytest.raises(ValueError, match="model 'sum' is unknown; there are interest, .*; a model of your own is known once the module"): model.build("sum", SPEC)
     with pytest.raises(ValueError, match="'attention' is a fusion and no model: build\\(\"interest\", spec, fusion='attention'\\)"): model.build("attention", SPEC)
-    assert model.build("interest", SPEC, towers=True).towers and type(model.build("plain", SPEC, experts=3)) is Plain
+    assert model.build("interest", SPEC, heads="per_scenario").heads == "per_scenario" and type(model.build("plain", SPEC, experts=3)) is Plain
 
 
 def test_arguments_come_back_as_they_were_given():
     m = Plain(SPEC, experts=5, groups=[[(1, [2])]], about={"dict": {"list": [1]}, "list": (None,)}, rate=1/3, name_of="x", on=True)
     assert m.get_params() == dict(experts=5, widths=(4, (2, 3)), groups=[[(1, [2])]], about={"dict": {"list": [1]}, "list": (None,)}, rate=1/3, name_of="x", on=True)
-    assert model.InterestModel(SPEC, "mean", widths=[5], hidden=[]).get_params() == dict(fusion="mean", towers=False, d_embed=8, widths=(5,), hidden=())
+    assert model.InterestModel(SPEC, "mean", widths=[5], hidden=[]).get_params() == dict(fusion="mean", heads="shared", d_embed=8, widths=(5,), hidden=())
     with pytest.raises(TypeError, match="unexpected keyword"): Plain(SPEC, depth=1)
 
 
@@ -520,7 +520,7 @@ def test_a_fusion_of_ones_own_saves_loads_and_counts(tmp_path):
             self.each = nn.Linear(d, 1)
         def weights(self, h, present, query, scenario): return fusion.masked_softmax(self.each(h).squeeze(-1), present)
     try:
-        m, batch = a_model(fusion="mine", towers=True), a_batch(SPEC, 13)
+        m, batch = a_model(fusion="mine", heads="per_scenario"), a_batch(SPEC, 13)
         m.save(tmp_path)
         again = model.Recommender.load(tmp_path)
         assert type(again.fuse) is Softest and again.get_params() == m.get_params() and torch.equal(logits(again, batch), logits(m, batch))
@@ -550,27 +550,27 @@ def test_loss_of_several_tasks_is_minus_the_log_likelihood(weights):
     torch.testing.assert_close(model.task_loss(x, batch.label, tasks).double(), torch.tensor(total/30, dtype=torch.float64), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
 @pytest.mark.parametrize("fusion", ["none", "attention"])
-def test_two_tasks_are_two_heads_by_hand(towers, fusion):
-    two, batch = a_model(TWO, fusion=fusion, towers=towers), a_batch(TWO)
-    answers, S = logits(two, batch), 3 if towers else 1
-    assert answers.shape == (40, 2) and len(two.heads) == 2*S
+def test_two_tasks_are_two_heads_by_hand(heads, fusion):
+    two, batch = a_model(TWO, fusion=fusion, heads=heads), a_batch(TWO)
+    answers, S = logits(two, batch), 3 if heads == "per_scenario" else 1
+    assert answers.shape == (40, 2) and len(two.predictors) == 2*S
     for k in range(2):
-        one = model.InterestModel(SPEC, fusion, towers).eval()
-        shared = {name: x for name, x in two.state_dict().items() if not name.startswith("heads.")}
-        heads = {f"heads.{int(name.split('.')[1]) - k*S}.{name.split('.', 2)[2]}": x for name, x in two.state_dict().items()
-                 if name.startswith("heads.") and k*S <= int(name.split(".")[1]) < (k + 1)*S}
-        one.load_state_dict(shared | heads)
+        one = model.InterestModel(SPEC, fusion, heads).eval()
+        shared = {name: x for name, x in two.state_dict().items() if not name.startswith("predictors.")}
+        own = {f"predictors.{int(name.split('.')[1]) - k*S}.{name.split('.', 2)[2]}": x for name, x in two.state_dict().items()
+               if name.startswith("predictors.") and k*S <= int(name.split(".")[1]) < (k + 1)*S}
+        one.load_state_dict(shared | own)
         assert torch.equal(logits(one, batch), answers[:, k])
     loss = sum(task.weight*nn.functional.binary_cross_entropy_with_logits(answers[:, k], batch.label[:, k]) for k, task in enumerate(TWO.tasks))
     with torch.no_grad(): torch.testing.assert_close(two.loss(batch), loss)
-    assert model.parameters_by_formula(TWO, fusion=fusion, towers=towers) == model.count_parameters(two)
-    assert model.flops_by_formula(TWO, 40, fusion=fusion, towers=towers) == model.count_flops(two, batch)
+    assert model.parameters_by_formula(TWO, fusion=fusion, heads=heads) == model.count_parameters(two)
+    assert model.flops_by_formula(TWO, 40, fusion=fusion, heads=heads) == model.count_flops(two, batch)
 
 
 def test_several_tasks_are_kept(tmp_path):
-    m, batch = a_model(TWO, towers=True), a_batch(TWO)
+    m, batch = a_model(TWO, heads="per_scenario"), a_batch(TWO)
     m.save(tmp_path)
     again = model.Recommender.load(tmp_path)
     assert again.spec.tasks == TWO.tasks and torch.equal(logits(again, batch), logits(m, batch))
@@ -642,8 +642,8 @@ def test_a_model_that_learned_vectors_gives_them_another_gives_the_contents():
 
 # Sizes
 
-OPTIONS = [dict(fusion=f, towers=t, d_embed=e, widths=w, hidden=h) for f in FUSIONS for t, e, w, h in
-           ((False, 8, (64, 32), (64,)), (True, 3, (5,), ()), (False, 1, (1,), (2, 3)), (True, 4, (9, 6, 7), (5, 4)))]
+OPTIONS = [dict(fusion=f, heads=t, d_embed=e, widths=w, hidden=h) for f in FUSIONS for t, e, w, h in
+           (("shared", 8, (64, 32), (64,)), ("per_scenario", 3, (5,), ()), ("shared", 1, (1,), (2, 3)), ("per_scenario", 4, (9, 6, 7), (5, 4)))]
 
 
 @pytest.mark.formula("8.5")
@@ -685,7 +685,7 @@ def test_flops_by_pytorch_s_counter(options):
         with FlopCounterMode(display=False) as counter, torch.no_grad(): m(batch)
         by_part = {name.split(".")[1]: 0 for name in counter.get_flop_counts() if name.count(".")}
         for name, work in counter.get_flop_counts().items():
-            if name.count(".") == (2 if ".heads." in name else 1): by_part[name.split(".")[1]] += sum(work.values())
+            if name.count(".") == (2 if ".predictors." in name else 1): by_part[name.split(".")[1]] += sum(work.values())
         mine = model.flops_by_formula(SPEC, n, R, **options)
         assert {k: v for k, v in mine.items() if v} == {k: v for k, v in by_part.items() if v}
         assert sum(mine.values()) == counter.get_total_flops() and mine == model.count_flops(m, batch)
@@ -716,11 +716,11 @@ def test_flops_refuse_negative_rows(asked, says):
 
 
 def test_size_table_adds_up():
-    m, batch = a_model(fusion="concat", towers=True), a_batch(SPEC, 10, 3)
+    m, batch = a_model(fusion="concat", heads="per_scenario"), a_batch(SPEC, 10, 3)
     table = model.size_table(m, batch)
     parts = table.drop(index="total")
-    assert parts.parameters.to_dict() == model.parameters_by_formula(SPEC, fusion="concat", towers=True)
-    assert parts.flops.to_dict() == model.flops_by_formula(SPEC, 10, 3, fusion="concat", towers=True)
+    assert parts.parameters.to_dict() == model.parameters_by_formula(SPEC, fusion="concat", heads="per_scenario")
+    assert parts.flops.to_dict() == model.flops_by_formula(SPEC, 10, 3, fusion="concat", heads="per_scenario")
     assert (parts.sum()[["parameters", "flops"]] == table.loc["total", ["parameters", "flops"]]).all()
     np.testing.assert_allclose(parts[["parameters_share", "flops_share"]].sum(), 1)
     assert list(model.size_table(m)) == ["parameters", "parameters_share"]
@@ -743,12 +743,12 @@ def test_start_loss_refuses(asked, says):
     with pytest.raises(ValueError, match=says): model.start_loss(*asked)
 
 
-@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_fresh_model_passes_its_checks(fusion, towers, mall):
+def test_a_fresh_model_passes_its_checks(fusion, heads, mall):
     spec, batch = mall
     torch.manual_seed(0)
-    m = model.InterestModel(spec, fusion, towers)
+    m = model.InterestModel(spec, fusion, heads)
     before = {k: v.clone() for k, v in m.state_dict().items()}
     table = model.check_model(m, batch[:1000])
     assert table.passed.all(), table.to_string()
@@ -765,7 +765,7 @@ class Faulty(model.InterestModel):
         if self.fault == "large": out = 10*out
         if self.fault == "rows": out = out + .1*out.cumsum(0)/len(out)
         if self.fault == "nan": out = out/(batch.present.any(1))*batch.present.any(1)
-        if self.fault == "cut": out = out.detach() + 0*self.place.weight.sum() + out.mean()*0
+        if self.fault == "cut": out = out.detach() + 0*self.scenario_embedding.weight.sum() + out.mean()*0
         return out, alpha
 
 
@@ -781,17 +781,17 @@ def test_each_check_finds_its_fault(fault, check, mall):
 
 def test_the_check_names_what_gets_no_gradient():
     batch = a_batch(SPEC, 200)
-    table = model.check_model(model.InterestModel(SPEC, towers=True), batch[batch.scenario != 2])
-    assert table.which.iloc[-1] == "heads.2.hidden.layers.0.weight, heads.2.hidden.layers.0.bias, heads.2.out.weight, heads.2.out.bias"
+    table = model.check_model(model.InterestModel(SPEC, heads="per_scenario"), batch[batch.scenario != 2])
+    assert table.which.iloc[-1] == "predictors.2.hidden.layers.0.weight, predictors.2.hidden.layers.0.bias, predictors.2.out.weight, predictors.2.out.bias"
     with pytest.raises(ValueError, match="no rows"): model.check_model(model.InterestModel(SPEC), batch[:0])
 
 
 # Other precision, compiled
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("towers", [False, True])
-def test_bfloat16_gives_close_logits_and_gradients(fusion, towers):
-    m, batch = a_model(fusion=fusion, towers=towers), a_batch(SPEC)
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
+def test_bfloat16_gives_close_logits_and_gradients(fusion, heads):
+    m, batch = a_model(fusion=fusion, heads=heads), a_batch(SPEC)
     with torch.autocast("cpu", torch.bfloat16): coarse = m(batch)
     exact = m(batch)
     assert (coarse.float() - exact).abs().max() < .02*(1 + exact.abs().max())
@@ -801,7 +801,7 @@ def test_bfloat16_gives_close_logits_and_gradients(fusion, towers):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("cl") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("options", [dict(fusion="concat"), dict(fusion="attention+own", towers=True)])
+@pytest.mark.parametrize("options", [dict(fusion="concat"), dict(fusion="attention+own", heads="per_scenario")])
 def test_compiled_gives_close_logits_and_gradients(options):
     m, batch = a_model(**options), a_batch(SPEC)
     compiled = torch.compile(m)
@@ -823,7 +823,7 @@ def test_gpu_gives_close_logits():
 
 # Files
 
-@pytest.mark.parametrize("options", [dict(fusion=f, towers=t) for f in FUSIONS for t in (False, True)] + [dict(widths=(5,), hidden=(), d_embed=2)])
+@pytest.mark.parametrize("options", [dict(fusion=f, heads=t) for f in FUSIONS for t in ("shared", "per_scenario")] + [dict(widths=(5,), hidden=(), d_embed=2)])
 def test_save_and_load_give_the_same_model(options, tmp_path):
     m, batch = a_model(**options), a_batch(SPEC)
     m.save(tmp_path)
@@ -944,13 +944,13 @@ def test_a_model_that_was_defined_in_a_notebook(tmp_path):
 # The card
 
 def test_the_card_says_what_is_in_the_folder():
-    m, batch = a_model(towers=True), a_batch(SPEC, 1)
+    m, batch = a_model(heads="per_scenario"), a_batch(SPEC, 1)
     metrics = pd.DataFrame({"AUC": [.71234, .5], "rows": [1200, 30]}, index=pd.Index(["cart", "home|feed"], name="scenario"))
     card = model.model_card(m, metrics, seed=7, title="A test", batch=batch, data="made up", use="Testing.")
     total = sum(p.numel() for p in m.parameters())
     for text in ("# A test", "data: made up", "3: cart, home, live", "item_id (9 ids)", "price", "quality", "history (7 numbers)",
-                 "model: InterestModel, fusion attention, towers True", "predicts: clicked",
-                 f"| total | {total:,} | {sum(model.flops_by_formula(SPEC, towers=True).values()):,} |", "| cart | 0.7123 | 1,200 |", "home\\|feed", "seed: 7",
+                 "model: InterestModel, fusion attention, heads per_scenario", "predicts: clicked",
+                 f"| total | {total:,} | {sum(model.flops_by_formula(SPEC, heads='per_scenario').values()):,} |", "| cart | 0.7123 | 1,200 |", "home\\|feed", "seed: 7",
                  f"torch {torch.__version__.split('+')[0]}", "file format 3", "## Intended use\n\nTesting.", "## Limits"):
         assert text in card, text
     for block in card.split("\n\n"):
@@ -974,6 +974,6 @@ def test_the_card_of_any_model():
 
 
 
-@pytest.mark.parametrize("towers", ["False", 1, None])
-def test_towers_are_asked_for_or_not(towers):
-    with pytest.raises(ValueError, match="towers is True or False, got"): model.InterestModel(SPEC, towers=towers)
+@pytest.mark.parametrize("heads", ["both", True, None])
+def test_heads_are_shared_or_per_scenario(heads):
+    with pytest.raises(ValueError, match="heads must be .shared. or .per_scenario., got"): model.InterestModel(SPEC, heads=heads)

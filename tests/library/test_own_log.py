@@ -189,7 +189,7 @@ def test_a_split_by_user(place, tmp_path, capsys, log):
 
 @pytest.mark.parametrize("fusion", ["none", "own", "mean", "concat", "attention+own"])
 def test_every_fusion(fusion, place, tmp_path, capsys):
-    code, _, err = call(capsys, "train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", "--fusion", fusion, "--towers", "--epochs", 1)
+    code, _, err = call(capsys, "train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m", "--fusion", fusion, "--heads", "per_scenario", "--epochs", 1)
     assert code == 0 and (tmp_path/"m"/"attention.png").exists() == (fusion not in ("none", "concat")), err
     assert call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", "home")[0] == 0
 
@@ -1066,8 +1066,8 @@ def test_a_model_of_one_s_own(small, tmp_path, capsys, monkeypatch):
 
 
 def test_short_forms_and_long_ones(small, tmp_path, capsys):
-    assert call(capsys, *train_args(tmp_path, small, out="a", fusion="mean", towers=True))[0] == 0
-    assert call(capsys, *train_args(tmp_path, small, out="b", set=["fusion=mean", "towers=true"]))[0] == 0
+    assert call(capsys, *train_args(tmp_path, small, out="a", fusion="mean", heads="per_scenario"))[0] == 0
+    assert call(capsys, *train_args(tmp_path, small, out="b", set=["fusion=mean", "heads=per_scenario"]))[0] == 0
     assert call(capsys, *train_args(tmp_path, small, out="c", set=["hidden=[8]", "widths=[16,8]"]))[0] == 0
     assert (tmp_path/"a"/"model"/"model.safetensors").read_bytes() == (tmp_path/"b"/"model"/"model.safetensors").read_bytes()
     assert json.loads((tmp_path/"c"/"run.json").read_text())["params"] == dict(hidden=[8], widths=[16, 8])

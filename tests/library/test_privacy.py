@@ -59,4 +59,4 @@ def test_fit_trains_with_clipped_gradients_and_noise(data):
         logs[name] = fit(models[name], train[:1024], valid, callbacks=(KeepBest(), *extra), **go).frame
     # With room for every gradient and without noise it is the plain run, up to rounding
     torch.testing.assert_close(torch.tensor(logs["wide"].train_loss), torch.tensor(logs["plain"].train_loss), atol=1e-3, rtol=0)
-    assert logs["private"].train_loss.notna().all() and not torch.equal(*(next(models[n].heads.parameters()) for n in ("plain", "private")))
+    assert logs["private"].train_loss.notna().all() and not torch.equal(*(next(models[n].predictors.parameters()) for n in ("plain", "private")))

@@ -592,11 +592,11 @@ def test_a_list_by_one_of_two_tasks(two_tasks):
         with pytest.raises(ValueError, match="task 'sold' is unknown; the model predicts clicked, bought"): ask()
 
 
-@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
 @pytest.mark.parametrize("kind", ["none", "mean", "attention"])
-def test_the_shorter_way_knows_several_tasks(two_tasks, kind, towers):
+def test_the_shorter_way_knows_several_tasks(two_tasks, kind, heads):
     mall, prep, log = two_tasks
-    net = moved(prep.spec, fusion=kind, towers=towers)
+    net = moved(prep.spec, fusion=kind, heads=heads)
     catalogue = rank.Catalogue(net, prep, log)
     assert catalogue.scorer.split
     for user, scenario, task in itertools.product((busy(mall), -1), mall.scenarios, ("clicked", "bought")):
@@ -660,18 +660,18 @@ def test_catalogue_scores_by_the_whole_sum_one_item_at_a_time(shop):
             q = E[:, net.item_columns].flatten(1)
             z = net.fuse(net.extract(batch.history.double()), batch.present, q, batch.scenario)[0].numpy()
         for i in (0, 7, 49):
-            x = np.concatenate([E[i].flatten().numpy(), batch.dense[i].numpy(), p["place.weight"][batch.scenario[i]], z[i],
-                                z[i]*(p["want.weight"] @ q[i].numpy() + p["want.bias"])])
-            unit = [max(sum(w*x) + b, 0) for w, b in zip(p["heads.0.hidden.layers.0.weight"], p["heads.0.hidden.layers.0.bias"])]
-            assert float(found[u, i]) == pytest.approx(1/(1 + math.exp(-(sum(p["heads.0.out.weight"][0]*unit) + p["heads.0.out.bias"][0]))), abs=1e-6)
+            x = np.concatenate([E[i].flatten().numpy(), batch.dense[i].numpy(), p["scenario_embedding.weight"][batch.scenario[i]], z[i],
+                                z[i]*(p["item_projection.weight"] @ q[i].numpy() + p["item_projection.bias"])])
+            unit = [max(sum(w*x) + b, 0) for w, b in zip(p["predictors.0.hidden.layers.0.weight"], p["predictors.0.hidden.layers.0.bias"])]
+            assert float(found[u, i]) == pytest.approx(1/(1 + math.exp(-(sum(p["predictors.0.out.weight"][0]*unit) + p["predictors.0.out.bias"][0]))), abs=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [(), (64,), (8, 5)])
-@pytest.mark.parametrize("towers", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_the_catalogue_makes_the_lists_of_recommend(shop, kind, towers, hidden):
+def test_the_catalogue_makes_the_lists_of_recommend(shop, kind, heads, hidden):
     mall, prep, _, log = shop
-    net = moved(prep.spec, fusion=kind, towers=towers, hidden=hidden)
+    net = moved(prep.spec, fusion=kind, heads=heads, hidden=hidden)
     catalogue = rank.Catalogue(net, prep, log)
     assert type(catalogue.scorer) is rank.InterestScorer and catalogue.scorer.split
     for user, scenario in itertools.product((busy(mall), 7, -1, None), ("home", "live")):
@@ -769,7 +769,7 @@ def test_a_model_that_cannot_be_taken_apart_is_passed_in_full(shop):
     passed_in_full(Own(prep.spec), prep, log)
     torch.testing.assert_close(passed_in_full(Seen(prep.spec), prep, log).scorer.vectors(), rank.item_batch(prep).dense)
     odd = moved(prep.spec)
-    odd.heads[0] = torch.nn.Sequential(odd.heads[0])  # the same answers, by another head
+    odd.predictors[0] = torch.nn.Sequential(odd.predictors[0])  # the same answers, by another head
     passed_in_full(odd, prep, log)
     late = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items.assign(city="everywhere"))  # a user's column among the items
     passed_in_full(moved(late.spec), late, log)
@@ -820,10 +820,10 @@ def test_a_catalogue_is_stale_when_the_model_has_changed(shop):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", FUSIONS)
-@pytest.mark.parametrize("towers", [False, True])
-def test_the_catalogue_on_the_gpu(shop, kind, towers):
+@pytest.mark.parametrize("heads", ["shared", "per_scenario"])
+def test_the_catalogue_on_the_gpu(shop, kind, heads):
     mall, prep, _, log = shop
-    net = moved(prep.spec, fusion=kind, towers=towers)
+    net = moved(prep.spec, fusion=kind, heads=heads)
     cpu = rank.Catalogue(net, prep, log)
     expected = cpu.scores(range(20), "home"), cpu.recommend(busy(mall), "cart", k=50)
     gpu = rank.Catalogue(net.to("cuda"), prep, log)

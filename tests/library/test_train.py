@@ -645,7 +645,7 @@ class Killed(Callback):
         if self.left < 0: raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("options", [{}, dict(fusion="attention+own"), dict(fusion="none"), dict(towers=True)], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(fusion="attention+own"), dict(fusion="none"), dict(heads="per_scenario")], ids=str)
 def test_resume_at_the_end_of_an_epoch_gives_the_same_bits(tiny, tmp_path, options):
     spec, rows, valid = tiny[:3]
     whole, cut, rest = (fresh(spec, **options) for _ in range(3))
@@ -848,7 +848,7 @@ def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
 
 LIMITED = """
 import resource, sys, torch
-from tests.test_train import GO, Callback, fit, fresh, same, small
+from tests.library.test_train import GO, Callback, fit, fresh, same, small
 torch.set_num_threads(1)
 spec, rows = small()[:2]
 class Filling(Callback):
