@@ -1,9 +1,9 @@
 """What leads from a notebook to the places where it runs, made from settings.ini.
 
-A notebook keeps one line, "Open in Colab", and the hidden cell that Colab needs. The site shows more links in the
-margin (`tools.site.Links`). All are pinned to the tag of the version in settings.ini: a reader of version 0.1.0 gets
-its notebooks, whatever main holds by then. They are words, not pictures: a picture would be loaded from another host
-at each view.
+A notebook keeps one line, "Open in Colab", and the hidden cell that Colab needs. The site shows more links in
+the margin (`tools.site.Links`). All are pinned to the tag of the version in settings.ini: a reader of version
+0.1.0 gets its notebooks, whatever main holds by then. They are words, not pictures: a picture would be loaded
+from another host at each view.
 """
 import re
 from urllib.parse import quote
@@ -32,7 +32,7 @@ def line(name, cfg):
 
 
 def colab(cfg):
-    "The cell that installs the tagged source in Colab and does nothing elsewhere; pip keeps the PyTorch that is there."
+    "The cell that installs the tagged source in Colab, beside its PyTorch, and does nothing elsewhere."
     return "\n".join(("#| hide", f"{_MARK}the course at its tag. Made from settings.ini by make export.",
                       'if "google.colab" in str(get_ipython()):',
                       f'    course = "{cfg["git_url"]}/archive/{tag(cfg)}.zip"',

@@ -10,7 +10,7 @@ from tools import notebooks
 
 
 def oldest(cfg):
-    "One `name==version` for each requirement of the form `name>=version`; a bound of 2.6 means the newest 2.6.x."
+    "One `name==version` per requirement of the form `name>=version`; a bound of 2.6 means the newest 2.6.x."
     return [re.sub(r"^([\w.-]+)>=([\d.]+).*$", r"\1==\2.*", r) for r in cfg["requirements"].split()]
 
 

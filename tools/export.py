@@ -25,7 +25,7 @@ STALE = "is made from nothing: delete it, or name a module that teaches nothing 
 # What makes the texts: functions that return path -> text, with None for a file that should not be there
 
 def clean(path, cfg):
-    "The text of a notebook as it should be stored: its line and cell for Colab, without what changes by itself."
+    "The text of a notebook as it should be stored: with what Colab needs, without what changes by itself."
     nb = json.loads(path.read_text(encoding="utf-8"))
     if path.name[0] != "_": badges.mark(nb, path.stem, cfg)
     clean_nb(nb, False, cfg["allowed_metadata_keys"].split(), cfg["allowed_cell_metadata_keys"].split())
@@ -33,7 +33,7 @@ def clean(path, cfg):
 
 
 def lessons():
-    "The notebooks of the course, with the template."
+    "The notebooks of the course, and the template."
     cfg = notebooks.settings()
     return {path: clean(path, cfg) for path in (*notebooks.paths(), NBS/"_template.ipynb")}
 
@@ -49,7 +49,7 @@ def project(folder):
     shutil.copytree(NBS, folder/"nbs", ignore=shutil.ignore_patterns(".*", "images"))
     shutil.copy(ROOT/"settings.ini", folder)
     (folder/PACKAGE.name).mkdir()
-    for name in BY_HAND: shutil.copy(PACKAGE/f"{name}.py", folder/PACKAGE.name)
+    for module in BY_HAND: shutil.copy(PACKAGE/f"{module}.py", folder/PACKAGE.name)
     return folder
 
 
@@ -58,22 +58,25 @@ def modules():
     there = {path: None for path in PACKAGE.glob("*.py")}
     with tempfile.TemporaryDirectory() as temp:
         folder = project(Path(temp))
-        export = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"
-        done = subprocess.run([sys.executable, "-c", export], cwd=folder, env=notebooks.child_env(PYTHONPATH=""),
+        command = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"
+        done = subprocess.run([sys.executable, "-c", command], cwd=folder,
+                              env=notebooks.child_env(PYTHONPATH=""),
                               capture_output=True, text=True, encoding="utf-8")
-        if done.returncode: raise SystemExit(f"nbdev could not export the modules:\n{done.stdout}{done.stderr}")
-        made = {PACKAGE/path.name: path.read_text(encoding="utf-8") for path in (folder/PACKAGE.name).glob("*.py")}
-    return there | made
+        if done.returncode: sys.exit(f"nbdev could not export the modules:\n{done.stdout}{done.stderr}")
+        made = (folder/PACKAGE.name).glob("*.py")
+        there |= {PACKAGE/path.name: path.read_text(encoding="utf-8") for path in made}
+    return there
 
 
 def made_pages():
     "The pages of nbs/made."
-    return dict.fromkeys(pages.MADE.glob("*")) | {NBS/name: make() for name, make in pages.PAGES.items()}
+    return dict.fromkeys(pages.MADE.glob("*")) | {NBS/page: make() for page, make in pages.PAGES.items()}
 
 
 def quarto():
     "Both _quarto.yml."
-    return dict.fromkeys((site.QUARTO, site.QUARTO_COPY), site.with_sidebar(site.QUARTO.read_text(encoding="utf-8")))
+    text = site.with_sidebar(site.QUARTO.read_text(encoding="utf-8"))
+    return {site.QUARTO: text, site.QUARTO_COPY: text}
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ DERIVED = (  # in this order: a row may read what the rows above have written
 )
 
 
+def name(path):
+    "What to call a file."
+    return path.relative_to(ROOT).as_posix()
+
+
 def behind(row):
     "path -> text, or None, of what is out of step in one row."
     stored = lambda path: path.read_text(encoding="utf-8") if path.exists() else None
@@ -105,15 +113,15 @@ def check():
     "What is out of step, one line per file."
     for row in DERIVED:
         for path, text in behind(row).items():
-            yield f"{path.relative_to(ROOT).as_posix()} " + (STALE if text is None else f"is out of step with {row.made_from}")
+            yield f"{name(path)} {STALE if text is None else f'is out of step with {row.made_from}'}"
 
 
 def export():
-    "Bring everything in step; a file that is made from nothing is named and left alone."
+    "Bring everything in step; return what is made from nothing, one line per file, which is left alone."
     stale = []
     for row in DERIVED:
         for path, text in behind(row).items():
-            if text is None: stale.append(f"{path.relative_to(ROOT).as_posix()} {STALE}")
+            if text is None: stale.append(f"{name(path)} {STALE}")
             else:
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(text, encoding="utf-8", newline="\n")
@@ -122,8 +130,10 @@ def export():
 
 def main(*args):
     "The command line."
-    if args not in ((), ("--check",)): sys.exit(__doc__)
-    if found := list(check()) if args else export(): sys.exit("\n".join(found) + "\nRun make export."*bool(args))
+    if args == ("--check",):
+        if found := list(check()): sys.exit("\n".join([*found, "Run make export."]))
+    elif args: sys.exit(__doc__)
+    elif stale := export(): sys.exit("\n".join(stale))
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def text(nb):
 def head(path):
     "(title, one-line purpose) of a page, notebook or Markdown."
     if Path(path).suffix == ".ipynb":
-        first = read(path)["cells"][0]["source"].splitlines()
-        return first[0].removeprefix("# ").strip(), next(line[2:].strip() for line in first if line.startswith("> "))
-    text = Path(path).read_text(encoding="utf-8")
-    return tuple(re.search(rf'^{key}: "(.*)"$', text, flags=re.MULTILINE)[1] for key in ("title", "description"))
+        first = read(path)["cells"][0]["source"]
+        return tuple(re.search(rf"^{mark} (.*)$", first, re.MULTILINE)[1].strip() for mark in "#>")
+    front = Path(path).read_text(encoding="utf-8")
+    return tuple(re.search(rf'^{key}: "(.*)"$', front, re.MULTILINE)[1] for key in ("title", "description"))
 
 
 def html_name(name):
@@ -57,7 +57,7 @@ def settings():
 def child_env(**more):
     """The environment for a child process: one thread, the root importable, no IN_TEST.
 
-    nbdev's notebook runner sets IN_TEST, and a later nbdev_export would then skip `_modidx.py` without a word.
+    nbdev's notebook runner sets IN_TEST, and a later nbdev_export would then silently skip `_modidx.py`.
     """
     env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}
     env.update({key: "1" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})

@@ -1,7 +1,8 @@
 """README.md from nbs/index.ipynb, without Quarto.
 
-nbdev's filters take out what the directives hide, nbconvert writes Markdown, and links and pictures, which the
-notebook names from nbs/, are rewritten to work from the root. The badges come from settings.ini.
+nbdev's filters take out what the directives hide, nbconvert writes Markdown, and links and pictures, which
+the notebook names from nbs/, are rewritten to work from the root. The line under the title comes from
+settings.ini.
 """
 import posixpath
 import re
@@ -24,18 +25,23 @@ from nbformat import from_dict
 from traitlets.config import Config
 
 from tools import notebooks
+from tools.badges import links
+from tools.pages import PAGES
 
 README = notebooks.ROOT/"README.md"
 INDEX = notebooks.NBS/"index.ipynb"
 HEAD = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit there, then make export. -->\n\n"
-# Of nbdev's default filters those that run no code and look up no link: README.md depends on the notebook alone.
-FILTERS = [populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics, hide_,
-           strip_hidden_metadata]
+# Of nbdev's default filters those that run no code and look up no link: README.md needs only the notebook.
+FILTERS = [populate_language, strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean_magics,
+           hide_, strip_hidden_metadata]
 _FENCE = re.compile(r"(^\s*```.*?^\s*```[^\n]*$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"""(\]\(|\b(?:src|href)=["'])([^)\s"']+)""")
 
 
-def from_root(markdown, base="nbs", exists=lambda path: (notebooks.ROOT/path).exists()):
+def _exists(path): return (notebooks.ROOT/path).exists() or path.removeprefix("nbs/") in PAGES
+
+
+def from_root(markdown, base="nbs", exists=_exists):
     "Rewrite the relative links and pictures of Markdown that lies in `base` so that they work from the root."
     def rewrite(match):
         target, hash_, anchor = match[2].partition("#")
@@ -49,8 +55,9 @@ def from_root(markdown, base="nbs", exists=lambda path: (notebooks.ROOT/path).ex
 
 def badges(cfg):
     "One line of links under the title, from settings.ini."
-    tests = f"{cfg['git_url']}/actions/workflows/test.yml"
-    return f"[![tests]({tests}/badge.svg)]({tests}) · [site]({cfg['doc_host']}{cfg['doc_baseurl']}) · [source]({cfg['git_url']})"
+    tests, binder = f"{cfg['git_url']}/actions/workflows/test.yml", links("index", cfg)["Open in Binder"]
+    return (f"[![tests]({tests}/badge.svg)]({tests}) · [site]({cfg['doc_host']}{cfg['doc_baseurl']}) · "
+            f"[source]({cfg['git_url']}) · [in Binder]({binder})")
 
 
 def _options(source):
@@ -74,13 +81,13 @@ def render(path=INDEX):
             if options.get("echo") == "false": cell.metadata["transient"] = {"remove_source": True}
             for out in cell.outputs:
                 if any(kind.startswith("image/") for kind in out.get("data", {})):
-                    raise SystemExit("index.ipynb: a cell's output is a picture; save it in nbs/images and link to it")
+                    raise SystemExit("index.ipynb shows a picture; put it into nbs/images and link to it")
         cells.append(cell)
     first = cells[0].source.rstrip()
     cells[0].source = f"{first}\n\n{badges(notebooks.settings())}"
     nb.cells = cells
     plain = nb2dict(nb)
-    for cell in plain["cells"]:  # nbdev's filters and nb2dict leave lists of lines where nbconvert wants one string
+    for cell in plain["cells"]:  # nbdev leaves lists of lines where nbconvert wants one string
         cell["source"] = "".join(cell["source"])
         for out in cell.get("outputs", ()):
             if "text" in out: out["text"] = "".join(out["text"])

@@ -17,16 +17,21 @@ _NOTE = "# Made from settings.ini and CHANGELOG.md by tools/release.py: make exp
 
 def changes(text=None):
     "Version -> date, or 'unreleased', of CHANGELOG.md."
-    return dict(_HEAD.findall((notebooks.ROOT/"CHANGELOG.md").read_text(encoding="utf-8") if text is None else text))
+    return dict(_HEAD.findall((notebooks.ROOT/"CHANGELOG.md").read_text(encoding="utf-8") if text is None
+                              else text))
 
 
 def citation(cfg=None, dates=None):
     "The text of CITATION.cff, from settings.ini and the date in CHANGELOG.md."
     cfg, dates = cfg or notebooks.settings(), changes() if dates is None else dates
-    entry = {"cff-version": "1.2.0", "message": "If you use this course or its library, please cite it as below.",
-             "type": "software", "title": f"{cfg['title']}: a course and a library on multi-scenario recommendation",
-             "abstract": f"{cfg['description']}.", "version": cfg["version"], "authors": [{"name": cfg["author"]}],
-             "license": "Apache-2.0", "repository-code": cfg["git_url"], "url": f"{cfg['doc_host']}{cfg['doc_baseurl']}",
+    entry = {"cff-version": "1.2.0",
+             "message": "If you use this course or its library, please cite it as below.",
+             "type": "software",
+             "title": f"{cfg['title']}: a course and a library on multi-scenario recommendation",
+             "abstract": f"{cfg['description']}.", "version": cfg["version"],
+             "authors": [{"name": cfg["author"]}],
+             "license": "Apache-2.0", "repository-code": cfg["git_url"],
+             "url": f"{cfg['doc_host']}{cfg['doc_baseurl']}",
              "keywords": cfg["keywords"].split()}
     date = dates.get(cfg["version"], "unreleased")
     if date != "unreleased": entry["date-released"] = date
@@ -34,7 +39,8 @@ def citation(cfg=None, dates=None):
 
 
 def _git(*args):
-    return subprocess.run(["git", *args], cwd=notebooks.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", *args], cwd=notebooks.ROOT, capture_output=True, text=True,
+                          check=True).stdout.strip()
 
 
 def obstacles():
@@ -44,11 +50,13 @@ def obstacles():
     version, dates, tag = cfg["version"], changes(), badges.tag(cfg)
     if not dates or next(iter(dates)) != version:
         yield f"CHANGELOG.md must begin with ## {version} – and the date of the release"
-    elif dates[version] == "unreleased": yield f"CHANGELOG.md: put the date in place of 'unreleased' after {version}"
-    if tag in _git("tag").split(): yield f"the tag {tag} exists: raise the version in settings.ini, then make export"
+    elif dates[version] == "unreleased":
+        yield f"CHANGELOG.md: put the date in place of 'unreleased' after {version}"
+    if tag in _git("tag").split():
+        yield f"the tag {tag} exists: raise the version in settings.ini, then make export"
     if _git("branch", "--show-current") != cfg["branch"]: yield f"this is not the branch {cfg['branch']}"
-    if changed := _git("status", "--porcelain").splitlines():
-        yield f"not committed: {', '.join(line.split(maxsplit=1)[1] for line in changed[:5])}{' …'*(len(changed) > 5)}"
+    if changed := [line.split(maxsplit=1)[1] for line in _git("status", "--porcelain").splitlines()]:
+        yield f"not committed: {', '.join(changed[:5])}{' …'*(len(changed) > 5)}"
     yield from (f"{line}; run make export" for line in export.check())
 
 

@@ -53,20 +53,22 @@ def run(path, flags=(), timeout=None):
     "Run one notebook; return (passed, seconds, what it printed)."
     timeout = timeout or (SLOW_TIMEOUT if "slow" in flags else TIMEOUT)
     skip = notebooks.settings()["tst_flags"]
-    command = [sys.executable, "-c", _CHILD, str(Path(path).absolute()), skip, " ".join(flags), str(notebooks.ROOT)]
+    arguments = [str(Path(path).absolute()), skip, " ".join(flags), str(notebooks.ROOT)]
+    command = [sys.executable, "-c", _CHILD, *arguments]
     start = time.monotonic()
     # Into a file, not a pipe: a grandchild that keeps a pipe open would keep us waiting past the time-out.
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, cwd=notebooks.NBS, env=notebooks.child_env(), stdin=subprocess.DEVNULL,
-                                 stdout=said, stderr=subprocess.STDOUT, start_new_session=os.name == "posix")
+    with tempfile.TemporaryFile() as out:
+        child = subprocess.Popen(command, cwd=notebooks.NBS, env=notebooks.child_env(),
+                                 stdin=subprocess.DEVNULL,
+                                 stdout=out, stderr=subprocess.STDOUT, start_new_session=os.name == "posix")
         try:
             passed, note = child.wait(timeout) == 0, ""
         except subprocess.TimeoutExpired:
             passed, note = False, f"\n{Path(path).name}: stopped after {timeout} s"
             _stop(child)
         seconds = time.monotonic() - start
-        said.seek(0)
-        return passed, seconds, said.read().decode("utf-8", "replace") + note
+        out.seek(0)
+        return passed, seconds, out.read().decode("utf-8", "replace") + note
 
 
 def _stop(child):
@@ -78,23 +80,26 @@ def _stop(child):
 
 def main():
     "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", help="names or paths of notebooks, e.g. 05_fusion; default all")
-    parser.add_argument("--flags", help="flags of cells to run as well; default: what this machine has (gpu, coupons)")
+    parser.add_argument("--flags",
+                        help="flags of cells to run as well; default: gpu and coupons where they can run")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=int, help=f"seconds for one notebook; default {TIMEOUT}, with slow {SLOW_TIMEOUT}")
+    parser.add_argument("--timeout", type=int,
+                        help=f"seconds per notebook; default {TIMEOUT}, slow {SLOW_TIMEOUT}")
     args = parser.parse_args()
     flags = default_flags() if args.flags is None else args.flags.split()
-    found = notebooks.paths() if not args.names else [notebooks.NBS/f"{Path(name).stem}.ipynb" for name in args.names]
-    if missing := [path.name for path in found if not path.exists()]:
+    paths = [notebooks.NBS/f"{Path(name).stem}.ipynb" for name in args.names] or notebooks.paths()
+    if missing := [path.name for path in paths if not path.exists()]:
         sys.exit(f"no such notebook: {', '.join(missing)}")
     failed = []
     with ThreadPoolExecutor(args.workers) as pool:
-        for path, (passed, seconds, said) in zip(found, pool.map(lambda p: run(p, flags, args.timeout), found)):
+        runs = pool.map(lambda path: run(path, flags, args.timeout), paths)
+        for path, (passed, seconds, text) in zip(paths, runs, strict=True):
             print(f"{'ok  ' if passed else 'FAIL'} {seconds:6.1f} s  {path.name}", flush=True)
-            if not passed:
-                failed.append(path.name)
-                print(said)
+            if passed: continue
+            failed.append(path.name)
+            print(text)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 

@@ -59,24 +59,25 @@ class OneLink(Processor):
 
 
 class Links(Processor):
-    "Put the links of a notebook (Colab, Binder, source, a mistake) into the page's margin, and take its line for Colab out."
+    "Put a notebook's links (Colab, Binder, source, mistakes) into the page's margin, in place of its line."
     def cell(self, cell):
         "Take the line out of the second cell."
         if cell.cell_type == "markdown": cell.source = badges.LINE.sub("", cell.source)
 
     def end(self):
-        "Add the links to the front matter that nbdev has made; they stand for Quarto's own links to the repository."
+        "Add the links to nbdev's front matter; they replace Quarto's own links to the repository."
         front = getattr(self.nb, "frontmatter_", None)
         if not front: return
         links = badges.links(Path(self.nb.path_).stem, notebooks.settings())
-        front |= {"other-links": [{"text": text, "href": url} for text, url in links.items()], "repo-actions": False}
+        front |= {"other-links": [{"text": text, "href": url} for text, url in links.items()],
+                  "repo-actions": False}
         self.nb.cells[0].source = f"---\n{yaml.safe_dump(front, allow_unicode=True)}---\n"
 
 
 # The sidebar
 
 def pages_in_order():
-    "[(heading, names of pages from nbs/)] in teaching order: the home page, the parts, the pages to look up; only what exists."
+    "[(heading, paths from nbs/)] of what exists: the home page, the parts, the pages to look up."
     names = [p.name for p in notebooks.paths("[0-9][0-9]*_*.ipynb")]
     found = [("", [p.name for p in notebooks.paths("index.ipynb")])]
     found += [(heading, [n for n in names if first <= int(n[:2]) <= last]) for first, last, heading in PARTS]
@@ -117,13 +118,13 @@ _NO_LOAD = re.compile(r"""\brel=["'](?:canonical|alternate|author|license)["']""
 
 
 def foreign_loads(html):
-    "The hosts that a page would load scripts, pictures or styles from; links that a reader clicks do not count."
+    "The hosts that a page would load scripts, pictures or styles from; links that a reader clicks are none."
     return sorted({m[2] for m in _LOADS.finditer(html) if not _NO_LOAD.search(m[0])})
 
 
-# What Quarto takes from other hosts without need: a script for browsers of before 2015 ahead of MathJax, and on a page
+# What Quarto takes from other hosts without need: a script for browsers of before 2015 ahead of MathJax, and
 # where a cell's output is HTML, as each table is, require.js and jQuery, in case the output is a widget.
-_NEEDLESS = re.compile(r"""<script src="https://[^"]*(?:polyfill|/requirejs@|/jquery@)[^"]*"[^>]*></script>\s*"""
+_NEEDLESS = re.compile(r"""<script src="https://[^"]*(?:polyfill|/requirejs@|/jquery@)[^>]*></script>\s*"""
                        r"""|<script[^>]*>define\('jquery'.*?</script>\s*""")
 
 
@@ -133,7 +134,7 @@ def drop_needless(html):
 
 
 def finish(docs):
-    "Drop the needless scripts from all rendered pages; returns page: hosts of those that would still load something."
+    "Drop the needless scripts from all rendered pages; return page -> hosts that it would still load from."
     foreign = {}
     for page in docs.rglob("*.html"):
         html = drop_needless(page.read_text(encoding="utf-8"))
@@ -150,8 +151,8 @@ def llms(cfg=None):
     cfg = cfg or notebooks.settings()
     home = f"{cfg['doc_host']}{cfg['doc_baseurl']}"
     lines = [f"# {cfg['title']}", "", f"> {cfg['description']}.", "",
-             "Each notebook derives numbered formulas, codes them beside the derivation, and exports a module of the same name. "
-             f"Source, with all notebooks and tests: {cfg['git_url']}"]
+             "Each notebook derives numbered formulas, codes them beside the derivation, and exports a "
+             f"module of the same name. Source, with all notebooks and tests: {cfg['git_url']}"]
     for heading, names in pages_in_order():
         lines += ["", f"## {heading or 'Start'}", ""]
         for name in names:
@@ -161,7 +162,7 @@ def llms(cfg=None):
 
 
 def complete(proc):
-    "Put what nbdev's stage leaves out into the folder of processed pages: with recursive = False it copies no folder."
+    "Put what nbdev leaves out into the folder of processed pages: with recursive = False, all folders."
     for name in ("images", "made"): shutil.copytree(notebooks.NBS/name, proc/name, dirs_exist_ok=True)
     (proc/"llms.txt").write_text(llms(), encoding="utf-8", newline="\n")
 
@@ -179,7 +180,8 @@ def build():
     shutil.rmtree(docs, ignore_errors=True)
     shutil.move(proc/"_docs", docs)
     if foreign := finish(docs):
-        sys.exit("these pages load from other hosts:\n" + "\n".join(f"  {k}: {v}" for k, v in foreign.items()))
+        sys.exit("these pages load from other hosts:\n"
+                 + "\n".join(f"  {k}: {v}" for k, v in foreign.items()))
     print(f"{sum(1 for _ in docs.rglob('*.html'))} pages in {docs}")
 
 

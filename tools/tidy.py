@@ -1,11 +1,11 @@
-"""Take out of stored outputs what changes without the notebook changing; `make export` does it after nbdev's cleaning.
+"""Take out of stored outputs what changes without the notebook changing; tools/export.py does it.
 
-- `show_doc` stores a link to a line of the source, with the owner's name in it. The site makes its own at build
-  time; in JupyterLab the stored one shows as raw text, and in a fork it points to the wrong repository.
+- `show_doc` stores a link to a line of the source, with the owner's name in it. The site makes its own when
+  it is built; in JupyterLab the stored one shows as raw text, and in a fork it points to another repository.
 - Prints of one cell arrive as one or several pieces, as the machine's load has it.
-- A widget (sliders, a progress bar) stores a view with a random id, which the site would answer with a script from
-  another host and JupyterLab with an empty box, and its state beside the cells. All outputs of its cell go: what it
-  drew stands beside it twice. A still picture is stored by a cell of its own.
+- A widget (sliders, a progress bar) stores a view with a random id, which the site would answer with a script
+  from another host and JupyterLab with an empty box, and its state beside the cells. All outputs of its cell
+  go: what it drew stands beside it twice. A still picture is stored by a cell of its own.
 """
 import re
 

@@ -1,4 +1,4 @@
-"The line and the cell for Colab in every notebook, and the links of the site: pinned to the release, harmless elsewhere."
+"What Colab needs in every notebook, and the site's links: pinned to the release, harmless elsewhere."
 import importlib.metadata
 import json
 import re
@@ -20,7 +20,7 @@ def test_links_cell_and_settings_name_the_same_version(path):
     cell, = [c["source"] for c in cells if "google.colab" in c["source"]]
     links = badges.links(path.stem, CFG)
     repo, page, version = f"{CFG['owner']}/{CFG['repo']}", f"{CFG['nbs_path']}/{path.name}", CFG["version"]
-    assert cells[1]["source"].splitlines()[-1] == f"[Open in Colab]({links['Open in Colab']})", "run make export"
+    assert cells[1]["source"].endswith(f"\n\n[Open in Colab]({links['Open in Colab']})"), "run make export"
     assert version == multiscene_rec.__version__
     colab, binder, source, issue = map(urlsplit, links.values())
     assert colab.netloc == "colab.research.google.com"
@@ -49,7 +49,7 @@ def brought_by(name, seen):
 
 
 def test_colab_keeps_its_own_torch():
-    "pip leaves what is there and satisfies all requirements: nothing that the cell installs asks for a newer one."
+    "pip leaves what is there: nothing that the cell installs asks for a newer one."
     seen = set()
     ours = [Requirement(r) for r in (CFG["requirements"] + " " + CFG["colab_requirements"]).split()]
     asked = [("multiscene_rec", r) for r in ours]
@@ -66,7 +66,8 @@ def test_the_cell_runs_nothing_outside_colab():
     code = TransformerManager().transform_cell(badges.colab(CFG))
     ran = []
     for name in ("ipykernel.zmqshell", "google.colab._shell.Shell"):
-        methods = dict(run_line_magic=lambda self, *args: ran.append(args), __str__=lambda self, name=name: f"<{name}>")
+        methods = dict(run_line_magic=lambda self, *args: ran.append(args), __str__=lambda self,
+                       name=name: f"<{name}>")
         shell = type("Shell", (), methods)()
         exec(code, dict(get_ipython=lambda shell=shell: shell))
         if "colab" not in name: assert ran == []
@@ -80,15 +81,18 @@ def test_a_fork_and_a_release_move_all_links():
         stored = json.loads(path.read_text(encoding="utf-8"))
         nb = badges.mark(json.loads(path.read_text(encoding="utf-8")), path.stem, cfg)
         cells = ["".join(c["source"]) for c in nb["cells"]]
-        text = "\n".join([cells[1], *(c for c in cells if "google.colab" in c), *badges.links(path.stem, cfg).values()])
-        assert text.count("v2.0.1") == 6 and f"{CFG['owner']}/" not in text and f"v{CFG['version']}" not in text
+        text = "\n".join([cells[1], *(c for c in cells if "google.colab" in c),
+                          *badges.links(path.stem, cfg).values()])
+        assert text.count("v2.0.1") == 6
+        assert f"{CFG['owner']}/" not in text and f"v{CFG['version']}" not in text
         assert len(cells) == len(stored["cells"])
 
 
 def test_a_notebook_without_them_gets_the_line_and_the_cell_once():
     cell = lambda kind, source: dict(cell_type=kind, id="a", metadata={}, source=[source])
     texts = ["# T", "text\n\n[Open in Colab](https://old)", "x = 1"]
-    nb = dict(cells=[cell(kind, text) for kind, text in zip(("markdown", "markdown", "code"), texts, strict=True)])
+    nb = dict(cells=[cell(kind, text) for kind,
+                     text in zip(("markdown", "markdown", "code"), texts, strict=True)])
     for _ in range(2):
         sources = ["".join(c["source"]) for c in badges.mark(nb, "05_planted", CFG)["cells"]]
         assert sources == ["# T", "text\n\n" + badges.line("05_planted", CFG), badges.colab(CFG), "x = 1"]
