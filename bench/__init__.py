@@ -1,1 +1,2 @@
-"""What training, ranking and preprocessing cost, as ratios to the bare limit in one run. `make bench` runs all."""
+"""What training, ranking and preprocessing cost, as ratios to the bare limit in one run. `make bench` runs
+all."""

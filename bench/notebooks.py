@@ -1,4 +1,5 @@
-"""Seconds of each notebook, run one at a time as `make test` runs them, and of importing the package beside PyTorch.
+"""Seconds of each notebook, run one at a time as `make test` runs them, and of importing the package beside
+PyTorch.
 
     python -m bench.notebooks            all notebooks
     python -m bench.notebooks --quick    one notebook, nothing written
@@ -13,8 +14,10 @@ from tools import notebooks, run_notebooks
 
 _IMPORTS = {"python alone": "pass", "import torch": "import torch",
             "import torch, numpy, pandas": "import torch, numpy, pandas",
-            "import multiscene_rec": "import multiscene_rec", "from multiscene_rec import fit": "from multiscene_rec import fit",
-            "from multiscene_rec import recommend, read_log": "from multiscene_rec import recommend, read_log"}
+            "import multiscene_rec": "import multiscene_rec", "from multiscene_rec import fit":
+            "from multiscene_rec import fit",
+            "from multiscene_rec import recommend, read_log":
+            "from multiscene_rec import recommend, read_log"}
 
 
 def import_seconds(repeats):
@@ -26,7 +29,8 @@ def import_seconds(repeats):
             subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
             if turn: found[name].append(time.perf_counter() - start)
     torch = statistics.median(found["import torch"])
-    return [dict(what=name, seconds=statistics.median(s), of_import_torch=statistics.median(s)/torch) for name, s in found.items()]
+    return [dict(what=name, seconds=statistics.median(s), of_import_torch=statistics.median(s)/torch)
+            for name, s in found.items()]
 
 
 def main():

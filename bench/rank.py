@@ -1,10 +1,13 @@
-"""One list, and lists for many: the catalogue and the plain `recommend` against bare tensor code, for 100 000 items.
+"""One list, and lists for many: the catalogue and the plain `recommend` against bare tensor code, for 100 000
+items.
 
     python -m bench.rank [--device cuda]    attention, d = 32, one head of 64 units
     python -m bench.rank --quick            a small shop, nothing written
 
-The bare code is what nobody can leave out: one user's histories, already tensors, are read once; the item's share of the
-first layer and of the questions is there; then attention, the rest of the head, and torch.topk. It knows no ids, leaves out
+The bare code is what nobody can leave out: one user's histories, already tensors, are read once; the item's
+share of the
+first layer and of the questions is there; then attention, the rest of the head, and torch.topk. It knows no
+ids, leaves out
 nothing that was seen, and makes no frame. What the catalogue takes beyond it is also measured part by part.
 """
 import math
@@ -21,7 +24,8 @@ from multiscene_rec.preprocess import EventLog, Preprocessor
 
 
 def shop(n_items, n_users, n_events, device):
-    "A preprocessor that knows many items, a log, and an untrained model: the work does not depend on what it has learned."
+    """A preprocessor that knows many items, a log, and an untrained model: the work does not depend on
+    what it has learned."""
     mall = toy_mall(n_users=n_users, n_items=n_items, n_events=n_events)
     prep = Preprocessor().fit(mall.events, mall.users, mall.items)
     set_seed(0)
@@ -29,7 +33,8 @@ def shop(n_items, n_users, n_events, device):
 
 
 class Bare:
-    "Attention and one head by hand, in plain torch; everything about the items is precomputed, the user's batch is given."
+    """Attention and one head by hand, in plain torch; everything about the items is precomputed, the
+    user's batch is given."""
     def __init__(self, model, prep, scenario, block):
         batch = rank.item_batch(prep).to(next(model.parameters()).device)
         self.m, self.t, self.block, self.n = model, prep.scenarios.index(scenario), block, len(batch)
@@ -43,7 +48,8 @@ class Bare:
         W_E = W_E.view(len(W), F, e)
         self.others = [j for j in range(F) if j not in columns]
         self.W_u = W_E[:, self.others].flatten(1)
-        self.kept = q @ W_E[:, columns].flatten(1).T + batch.dense @ self.W_x.T  # in the mall all dense columns are the item's
+        # in the mall all dense columns are the item's
+        self.kept = q @ W_E[:, columns].flatten(1).T + batch.dense @ self.W_x.T
         self.wanted = model.item_projection(q)
         fuse = model.fuse
         self.asks = (q @ fuse.query.weight[:, :q.shape[1]].T) @ fuse.key.weight.T
@@ -54,10 +60,12 @@ class Bare:
         h = m.extract(table)[0].masked_fill(~present[0].unsqueeze(1), 0)
         values, there = h @ fuse.value.weight.T, present.any()
         target = (fuse.target.weight[self.t] @ fuse.query.weight[:, -h.shape[1]:].T) @ fuse.key.weight.T
-        user = head.hidden.layers[0].bias + m.embed.table(fields)[0, self.others].flatten() @ self.W_u.T + m.scenario_embedding.weight[self.t] @ self.W_p.T
+        user = head.hidden.layers[0].bias + m.embed.table(fields)[0,
+            self.others].flatten() @ self.W_u.T + m.scenario_embedding.weight[self.t] @ self.W_p.T
         rest = torch.where(there, 0, fuse.fallback.weight[0])
         user = user + rest @ self.W_z.T
-        keys, offset, into = h.T/math.sqrt(h.shape[1]), (h @ target)/math.sqrt(h.shape[1]), values @ self.W_z.T
+        keys, offset, into = h.T/math.sqrt(h.shape[1]), (h @ target)/math.sqrt(
+            h.shape[1]), values @ self.W_z.T
         out = []
         for i in range(0, self.n, self.block):
             at = slice(i, i + self.block)
@@ -104,29 +112,40 @@ def main():
     batch = prep.transform(frame, log=log).to(device)
     given = batch.fields, batch.history_table, batch.present_table
     expected = catalogue.scores([user], scenario)[0]
-    with torch.inference_mode(): torch.testing.assert_close(bare.scores(*given).sigmoid().cpu(), expected, atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(bare.scores(*given).sigmoid().cpu(), expected, atol=1e-5, rtol=1e-5)
 
-    ways = {"bare tensor code": lambda: bare(*given), "catalogue": lambda: catalogue.recommend(user, scenario)}
+    ways = {"bare tensor code": lambda: bare(*given), "catalogue": lambda: catalogue.recommend(user,
+        scenario)}
     repeats = max(args.repeats, 20) if not args.quick else 3
     quick = in_turn(ways, repeats, sync)
-    slow = in_turn({"catalogue": ways["catalogue"], "plain recommend": lambda: rank.recommend(model, prep, log, user, scenario)}, args.repeats, sync)
+    slow = in_turn({"catalogue": ways["catalogue"], "plain recommend": lambda: rank.recommend(model, prep,
+        log, user, scenario)}, args.repeats, sync)
     rows = []
-    for name, seconds, other in (("bare tensor code", quick["bare tensor code"], quick["bare tensor code"]), ("catalogue", quick["catalogue"], quick["bare tensor code"]),
+    for name, seconds, other in (("bare tensor code", quick["bare tensor code"], quick["bare tensor code"]),
+                                 ("catalogue", quick["catalogue"], quick["bare tensor code"]),
                                  ("plain recommend", slow["plain recommend"], slow["catalogue"])):
         middle, low, high = ratio(seconds, other)
         against = "catalogue" if name == "plain recommend" else "bare"
-        rows.append(dict(way=name, users=1, items=n_items, ms=1000*statistics.median(seconds), against=against, ratio=middle, low=low, high=high))
+        rows.append(dict(way=name, users=1, items=n_items, ms=1000*statistics.median(seconds),
+                         against=against, ratio=middle, low=low, high=high))
     for u in (10, many):
         users = log.users.user_id[:u].tolist()
         turns = 1 if u == many else args.repeats
-        found = in_turn({"bare": lambda: [bare(*given) for _ in range(u)], "scores": lambda: catalogue.scores(users, scenario)}, turns, sync)
+        found = in_turn({"bare": lambda: [bare(*given) for _ in range(u)],
+                         "scores": lambda: catalogue.scores(users, scenario)}, turns, sync)
         middle, low, high = ratio(found["scores"], found["bare"])
-        rows.append(dict(way="catalogue.scores", users=u, items=n_items, ms=1000*statistics.median(found["scores"]), against=f"bare, {u} times", ratio=middle, low=low, high=high))
-    for row in rows: row |= dict(ms_per_user=row["ms"]/row["users"], items_per_s=row["users"]*row["items"]/row["ms"]*1000)
-    record("rank", rows, device.type, write=not args.quick, target="catalogue within 1.3 times the bare tensor code")
+        rows.append(dict(way="catalogue.scores", users=u, items=n_items,
+            ms=1000*statistics.median(found["scores"]), against=f"bare, {u} times", ratio=middle, low=low,
+                         high=high))
+    for row in rows:
+        row |= dict(ms_per_user=row["ms"]/row["users"], items_per_s=row["users"]*row["items"]/row["ms"]*1000)
+    record("rank", rows, device.type, write=not args.quick,
+           target="catalogue within 1.3 times the bare tensor code")
 
     with torch.inference_mode(): found = in_turn(parts(catalogue, user, scenario), repeats, sync)
-    record("rank-parts", [dict(part=name, ms=1000*statistics.median(seconds)) for name, seconds in found.items()], device.type, write=not args.quick)
+    record("rank-parts", [dict(part=name, ms=1000*statistics.median(seconds)) for name,
+                          seconds in found.items()], device.type, write=not args.quick)
 
 
 if __name__ == "__main__":

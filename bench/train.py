@@ -1,12 +1,15 @@
 """Rows a second of `fit` beside a bare loop, and seconds and memory of the whole path by the number of rows.
 
-    python -m bench.train                  speed at batch 4096, then 10^5 and 10^6 rows from the mall to a trained epoch
+    python -m bench.train                  speed at batch 4096, then 10^5 and 10^6 rows from the mall to a
+    trained epoch
     python -m bench.train --large          10^7 rows as well (takes minutes and some 16 GiB)
     python -m bench.train --device cuda    on a GPU, and compiled
     python -m bench.train --quick          seconds, nothing written
 
-The bare loop trains the same model on the same tensors and checks nothing: one gather that mixes the rows, slices of it,
-PyTorch's own loss, fused Adam. `of_bare` is its seconds divided by those of `fit`, pair by pair: 1 is as fast.
+The bare loop trains the same model on the same tensors and checks nothing: one gather that mixes the rows,
+slices of it,
+PyTorch's own loss, fused Adam. `of_bare` is its seconds divided by those of `fit`, pair by pair: 1 is as
+fast.
 """
 import contextlib
 import json
@@ -18,7 +21,8 @@ import torch
 from torch.nn import functional as F
 
 from bench.common import alone, in_turn, options, peak_mib, ratio, record
-from multiscene_rec import fusion, model as models
+from multiscene_rec import fusion
+from multiscene_rec import model as models
 from multiscene_rec.core import set_seed
 from multiscene_rec.data import Batch, toy_mall
 from multiscene_rec.extractor import FieldEmbedding
@@ -40,18 +44,21 @@ def path(events, device, batch_size=4096):
         steps.append(dict(step=name, seconds=time.perf_counter() - start, peak_mib=peak_mib()))
         return made
     mall = step("toy_mall", lambda: toy_mall(n_users=max(events//EVENTS_PER_USER, 50), n_events=events))
-    prep = step("Preprocessor.fit", lambda: Preprocessor().fit(mall.events, users=mall.users, items=mall.items))
+    prep = step("Preprocessor.fit", lambda: Preprocessor().fit(mall.events, users=mall.users,
+        items=mall.items))
     rows = step("transform", lambda: prep.transform(mall.events, EventLog(mall.events, mall.users)))
     set_seed(0)
     model = InterestModel(prep.spec)
-    step("one epoch", lambda: fit(model, rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device, callbacks=BESIDE))
+    step("one epoch", lambda: fit(model, rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device,
+                                  callbacks=BESIDE))
     return steps
 
 
 @contextlib.contextmanager
 def unchecked():
     "The model without its checks of what it is given."
-    with patch.object(models, "_check_batch", lambda *a: None), patch.object(fusion, "_check_inputs", lambda *a: None), \
+    with patch.object(models, "_check_batch", lambda *a: None), patch.object(fusion, "_check_inputs",
+        lambda *a: None), \
          patch.object(FieldEmbedding, "check", lambda self, fields: fields):
         yield
 
@@ -97,7 +104,8 @@ def speed(events, device, batch_size, repeats):
         seconds = in_turn({"fit": by_fit, "bare": by_hand}, repeats, sync)
         middle, low, high = ratio(seconds["bare"], seconds["fit"])
         per = {k: len(rows)/sorted(v)[len(v)//2] for k, v in seconds.items()}
-        found.append(dict(precision=precision, compile=compiled, batch_size=batch_size, rows=len(rows), fit_rows_per_s=per["fit"],
+        found.append(dict(precision=precision, compile=compiled, batch_size=batch_size, rows=len(rows),
+                          fit_rows_per_s=per["fit"],
                           bare_rows_per_s=per["bare"], of_bare=middle, smallest=low, largest=high))
     return found
 
@@ -109,16 +117,20 @@ def bf16_units():
 
 
 def sizes(counts, device):
-    "Each number of rows in a process of its own; the last column is the work of one row, which should not grow."
+    """Each number of rows in a process of its own; the last column is the work of one row, which should
+    not grow."""
     found = []
     for n in counts:
         steps = alone("bench.train", "--rows", n, "--device", device)
         base = steps[0]["peak_mib"]
         for s in steps[1:]:
-            found.append(dict(rows=n, step=s["step"], seconds=s["seconds"], s_per_million=s["seconds"]*1e6/n, peak_mib=s["peak_mib"],
+            found.append(dict(rows=n, step=s["step"], seconds=s["seconds"], s_per_million=s["seconds"]*1e6/n,
+                              peak_mib=s["peak_mib"],
                               mib_per_million=(s["peak_mib"] - base)*1e6/n))
-        found.append(dict(rows=n, step="all", seconds=sum(s["seconds"] for s in steps[1:]), s_per_million=sum(s["seconds"] for s in steps[1:])*1e6/n,
-                          peak_mib=steps[-1]["peak_mib"], mib_per_million=(steps[-1]["peak_mib"] - base)*1e6/n))
+        found.append(dict(rows=n, step="all", seconds=sum(s["seconds"] for s in steps[1:]),
+                          s_per_million=sum(s["seconds"] for s in steps[1:])*1e6/n,
+                          peak_mib=steps[-1]["peak_mib"],
+                          mib_per_million=(steps[-1]["peak_mib"] - base)*1e6/n))
     return found
 
 
@@ -126,13 +138,16 @@ def main():
     "The command line."
     parser = options(__doc__)
     parser.add_argument("--large", action="store_true", help="10^7 rows as well")
-    parser.add_argument("--rows", type=int, help="only the path for this many rows, as JSON: what each size is run with")
+    parser.add_argument("--rows", type=int,
+                        help="only the path for this many rows, as JSON: what each size is run with")
     args = parser.parse_args()
     if args.rows:
         path(2000, args.device) # what is imported or loaded only when it is first used
         return print(json.dumps(path(args.rows, args.device)))
-    events, batch, counts = (20_000, 512, (5_000,)) if args.quick else (300_000, 4096, (10**5, 10**6) + (10**7,)*args.large)
-    units, by_size = bf16_units(), sizes(counts, args.device) # first: a process is born with the peak of the one that starts it
+    events, batch, counts = (20_000, 512, (5_000,)) if args.quick else (300_000, 4096, (10**5, 10**6)
+        + (10**7,)*args.large)
+    # first: a process is born with the peak of the one that starts it
+    units, by_size = bf16_units(), sizes(counts, args.device)
     rows = speed(events, args.device, batch, 1 if args.quick else args.repeats)
     rows = [r | dict(counts=args.device != "cpu" or r["precision"] == "fp32" or bool(units)) for r in rows]
     record("train", rows, args.device, write=not args.quick, bf16_units=units, sizes=by_size)

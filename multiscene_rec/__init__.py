@@ -2,7 +2,8 @@
 
 `import multiscene_rec` loads no other module. Each public name below is looked up in its own module at
 first use, so that a reader who only needs `multiscene_rec.auc` does not wait for the data and the models.
-Hand-written are this file and what teaches nothing: storage, checks, logs, contract, runs. All other modules are exported
+Hand-written are this file and what teaches nothing: storage, checks, logs, contract, runs. All other modules
+are exported
 from the notebook of their name.
 """
 __version__ = "0.1.0"
@@ -12,23 +13,29 @@ from typing import TYPE_CHECKING
 
 # Module -> the names that `multiscene_rec` itself shows. The order is that of the notebooks.
 _MODULES = {
-    "article": ("preprocess_data", "build_feature_extractor", "build_scenario_fuser", "build_interest_predictor",
+    "article": ("preprocess_data", "build_feature_extractor", "build_scenario_fuser",
+                "build_interest_predictor",
                 "train_model", "predict_interests"),
     "core": ("set_seed", "pick_device", "check_shape"),
     "data": ("toy_mall", "Mall", "Schema", "Batch"),
     "logs": ("load_coupons", "load_movielens_100k", "read_log"),
-    "preprocess": ("clean", "dedupe", "MinMax", "StandardScore", "Vocabulary", "time_split", "group_split", "EventLog",
-                   "Feature", "Task", "Spec", "Part", "Categories", "Numbers", "Labels", "Histories", "Vectors",
+    "preprocess": ("clean", "dedupe", "MinMax", "StandardScore", "Vocabulary", "time_split", "group_split",
+                   "EventLog",
+                   "Feature", "Task", "Spec", "Part", "Categories", "Numbers", "Labels", "Histories",
+                   "Vectors",
                    "Sequences", "Preprocessor"),
     "extractor": ("ReLUExtractor", "FieldEmbedding", "relu_backward"),
     "fusion": ("Fusion", "WeightedFusion", "ScenarioAttention", "MeanFusion", "ConcatFusion", "OwnScenario",
                "softmax_jacobian"),
     "predictor": ("InterestPredictor", "bce_with_logits", "calibration_table", "observable_ceiling"),
-    "metrics": ("accuracy", "log_loss", "auc", "gauc", "precision_at_k", "recall_at_k", "hit_rate_at_k", "mrr",
-                "ndcg_at_k", "catalogue_coverage", "user_coverage", "novelty", "intra_list_diversity", "report",
+    "metrics": ("accuracy", "log_loss", "auc", "gauc", "precision_at_k", "recall_at_k", "hit_rate_at_k",
+                "mrr",
+                "ndcg_at_k", "catalogue_coverage", "user_coverage", "novelty", "intra_list_diversity",
+                "report",
                 "bootstrap_interval"),
     "model": ("Recommender", "Explanation", "InterestModel"),
-    "train": ("fit", "predict", "evaluate", "compare", "TrainingLog", "Callback", "KeepBest", "Checkpoint", "Progress",
+    "train": ("fit", "predict", "evaluate", "compare", "TrainingLog", "Callback", "KeepBest", "Checkpoint",
+              "Progress",
               "FiniteCheck"),
     "rank": ("top_k", "mmr", "recommend", "Catalogue"),
     "coupons": (),
@@ -38,7 +45,8 @@ _MODULES = {
     "contract": ("check_recommender",),
     "runs": (),
 }
-# Name of a model of the package -> the module that defines it; `model.build` imports it when it is first asked for.
+# Name of a model of the package -> the module that defines it; `model.build` imports it when it is first
+# asked for.
 _MODELS = {"interest": "model"}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -61,7 +69,8 @@ def __dir__():
     return sorted({*globals(), *__all__})
 
 
-if TYPE_CHECKING:  # for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
+# for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
+if TYPE_CHECKING:
     from . import (article, checks, cli, contract, core, coupons, data, extractor, fusion, logs, metrics,
                    model, predictor, preprocess, rank, runs, storage, train)
     from .article import (build_feature_extractor, build_interest_predictor, build_scenario_fuser,

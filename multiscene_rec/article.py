@@ -41,7 +41,8 @@ def concat_scores(
     """
     d_user, d_item = h_user.shape[1], h_item.shape[1]
     if tuple(w.shape) != (d_user + d_item,):
-        raise ValueError(f"w: expected shape ({d_user + d_item},), d of users plus d of items, got {tuple(w.shape)}")
+        raise ValueError(
+            f"w: expected shape ({d_user + d_item},), d of users plus d of items, got {tuple(w.shape)}")
     return (h_user @ w[:d_user])[:, None] + (h_item @ w[d_user:])[None, :] + b
 
 # %% ../nbs/00_article.ipynb #3e7c34f0
@@ -64,7 +65,8 @@ def rank_by_interest(
 ) -> torch.Tensor: # (k,) int64: positions of the items, best first
     """The list: items from the highest to the lowest interest; equal ones keep their order.
 
-    Formula: (0.4) `a > b` exactly when `sigmoid(a) > sigmoid(b)`, so log-odds and probabilities give one list.
+    Formula: (0.4) `a > b` exactly when `sigmoid(a) > sigmoid(b)`, so log-odds and probabilities give one
+    list.
 
     Raises: `ValueError` if `score` is not one axis, or `k` is not from 1 to the number of items.
     """
@@ -160,9 +162,11 @@ def preprocess_data(
     item_data: list, # (B, p) numbers: row i is the item shown to the user of row i
     *others: list, # Further columns of length B, such as labels and scenarios; they lose the same rows
 ) -> tuple: # User and item features, (rows kept, p) float32 in [0, 1]; then each of the others as a tensor
-    """Clean, remove duplicates, normalise: drop incomplete rows and exact repetitions, scale columns to [0, 1].
+    """Clean, remove duplicates, normalise: drop incomplete rows and exact repetitions, scale columns to [0,
+    1].
 
-    Raises: `ValueError` if tables and columns differ in length, a table is not rows × features, or no row is complete.
+    Raises: `ValueError` if tables and columns differ in length, a table is not rows × features, or no row is
+    complete.
     """
     user, item = _table(user_data, "user_data"), _table(item_data, "item_data")
     extra = [np.asarray(column, dtype=np.float64).reshape(-1) for column in others]
@@ -296,7 +300,8 @@ def _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario):
     for name, table in (("user_data", user), ("item_data", item)):
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):
-            raise ValueError(f"{name}: row {bad[0][0]}, column {bad[0][1]} is missing; call preprocess_data first")
+            raise ValueError(
+                f"{name}: row {bad[0][0]}, column {bad[0][1]} is missing; call preprocess_data first")
     known = feature_fuser.n_scenarios
     if scenario is None and known > 1:
         raise ValueError(f"the fuser knows {known} scenarios: say where each row was shown, scenario=[…]")
@@ -305,7 +310,8 @@ def _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario):
         raise ValueError(f"scenario: expected {len(user)} entries, got shape {tuple(place.shape)}")
     outside = ((place < 0) | (place >= known) | (place != place.long())).nonzero()
     if len(outside):
-        raise ValueError(f"scenario: row {outside[0].item()} is {place[outside[0]].item()}, expected 0 to {known - 1}")
+        raise ValueError(
+            f"scenario: row {outside[0].item()} is {place[outside[0]].item()}, expected 0 to {known - 1}")
     device = next(feature_extractor.parameters()).device
     as_float = lambda table: torch.tensor(table, dtype=torch.float32, device=device)
     return as_float(user), as_float(item), place.long().to(device)
@@ -340,7 +346,8 @@ def train_model(
     if label.shape != (len(user),):
         raise ValueError(f"labels: expected {len(user)} entries, got shape {tuple(label.shape)}")
     optimiser, order = torch.optim.Adam(model.parameters(), lr=lr), torch.Generator().manual_seed(seed)
-    return [_epoch(model, optimiser, user, item, place, label, torch.randperm(len(label), generator=order).split(batch_size))
+    return [_epoch(model, optimiser, user, item, place, label,
+                   torch.randperm(len(label), generator=order).split(batch_size))
             for _ in range(epochs)]
 
 # %% ../nbs/00_article.ipynb #03b5fa01

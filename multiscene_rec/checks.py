@@ -24,7 +24,8 @@ def float_array(
     x, # An array, a tensor or a list
 ) -> np.ndarray: # float64
     """Numbers as a float64 array, wherever they live."""
-    return x.detach().cpu().double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x, dtype=np.float64)
+    return x.detach().cpu().double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x,
+        dtype=np.float64)
 
 
 def fitted(
@@ -41,19 +42,26 @@ def get_params(
 ) -> dict: # Name: value
     """The arguments that an object was made with, by scikit-learn's rule.
 
-    Raises: `TypeError` naming the argument that was not kept, or not as it was given, or the class whose arguments have no names.
+    Raises: `TypeError` naming the argument that was not kept, or not as it was given, or the class whose
+    arguments have no names.
     """
     kind, found = type(thing), {}
     for name, p in inspect.signature(kind.__init__).parameters.items():
         if name in ("self", *skip): continue
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise TypeError(f"{kind.__name__}.__init__ takes *{name}: name every argument, so that a saved one can be built again")
+            raise TypeError(
+                f"{kind.__name__}.__init__ takes *{name}: name every argument, so that a saved one can be "
+                "built again")
         value = getattr(thing, name, None)
         if isinstance(value, (torch.nn.Module, torch.Tensor)):
-            raise TypeError(f"{kind.__name__} keeps a {type(value).__name__} as self.{name}, where its argument belongs: "
-                            f"write self.{name} = {name} in __init__, and give what is made from it another name")
+            raise TypeError(
+                f"{kind.__name__} keeps a {type(value).__name__} as self.{name}, where its argument belongs: "
+                            f"write self.{name} = {name} in __init__, and give what is made from it another "
+                            "name")
         if name not in vars(thing) and not isinstance(getattr(kind, name, None), property):
-            raise TypeError(f"{kind.__name__}.__init__ takes {name!r} and does not keep it: write self.{name} = {name} in it")
+            raise TypeError(
+                f"{kind.__name__}.__init__ takes {name!r} and does not keep it: write self.{name} = {name} "
+                "in it")
         found[name] = value
     return found
 
@@ -63,21 +71,26 @@ def damage_named(
     path, # The file that is being read
     writer: str, # Who writes such files, such as Preprocessor.save
 ):
-    """Whatever a wrong description of something stored runs into becomes one kind of error, which names the file."""
+    """Whatever a wrong description of something stored runs into becomes one kind of error, which names the
+    file."""
     try: yield
     except ImportError: raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError, SafetensorError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+            SafetensorError) as e:
         why = str(e)[:200] if isinstance(e, ValueError) else f"{type(e).__name__}: {str(e)[:100]}"
-        raise ValueError(f"{path} is damaged, or is not what {writer} wrote ({why}): copy it again, or make it anew") from e
+        raise ValueError(
+            f"{path} is damaged, or is not what {writer} wrote ({why}): copy it again, or make it anew") from e
 
 
-_PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Gather", "Expand", "Clone", "ToCopy", "Transpose", "T", "Permute", "Cat", "Stack",
+_PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index", "Gather", "Expand",
+            "Clone", "ToCopy", "Transpose", "T", "Permute", "Cat", "Stack",
             "Clamp", "ClampMin", "ClampMax")
 
 def ends_in_sigmoid(
     scores: torch.Tensor, # What a model returned, with its graph
 ) -> bool: # Whether the last thing that was done to them makes probabilities
-    """Probabilities where log-odds are expected train slowly and wrongly, without an error; the graph of gradients tells."""
+    """Probabilities where log-odds are expected train slowly and wrongly, without an error; the graph of
+    gradients tells."""
     step = scores.grad_fn
     while step is not None:
         name = type(step).__name__.rstrip("0123456789").removesuffix("Backward")

@@ -37,7 +37,8 @@ from .train import FiniteCheck, KeepBest, Progress
 from .train import attention_map, compare, interest_models, plot_map
 
 # %% ../nbs/90_cli.ipynb #a12e11b6
-_NAMES = {"none": "no history", "own": "own scenario", "mean": "mean", "concat": "concatenation", "attention": "attention"}
+_NAMES = {"none": "no history", "own": "own scenario", "mean": "mean", "concat": "concatenation",
+          "attention": "attention"}
 _DEMO = ("metrics.csv", "attention.png", "curve.png", "model", "preprocess")
 
 def _say(text=""): # Progress goes to the same stream as results: a demo is read, not piped
@@ -66,7 +67,8 @@ def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, heads=
         found[fusion] = compare({_NAMES[fusion]: make}, train, valid, test, user, (seed,), **options)
         results.append(found[fusion].frame)
         macro = results[-1].set_index("scenario").loc["macro"]
-        line = f"AUC {macro.auc:.3f}   GAUC {macro.gauc:.3f}   log loss {macro.log_loss:.3f}   (mean over scenarios)"
+        line = (f"AUC {macro.auc:.3f}   GAUC {macro.gauc:.3f}   log loss {macro.log_loss:.3f}   (mean over "
+                "scenarios)")
         _say(f"  {_NAMES[fusion]:<14} {line}")
     scenario = np.array(spec.scenarios, dtype=object)[test.scenario.numpy()]
     for name, prob in ceilings:
@@ -85,16 +87,20 @@ def _write(out, results, log, maps): # What a reader may want to keep
     (out/"demo.txt").write_text("written by multiscene-rec demo\n")
 
 def _tables(results):
-    titles = dict(auc="AUC", gauc="GAUC (AUC inside users)", log_loss="log loss (nats per row, lower is better)")
+    titles = dict(auc="AUC", gauc="GAUC (AUC inside users)",
+                  log_loss="log loss (nats per row, lower is better)")
     for metric, title in titles.items():
         _say(f"\n{title}\n{show(compare_table(results, metric).rename_axis(index=None, columns=None))}")
 
 # %% ../nbs/90_cli.ipynb #d4329c6b
-def _mall_data(seed, quick): # The mall, its log as a careless pipeline delivers it, and what cleaning makes of it
-    mall = toy_mall(n_users=1500, n_events=40_000, seed=seed) if quick else toy_mall(n_users=4000, n_events=100_000, seed=seed)
+# The mall, its log as a careless pipeline delivers it, and what cleaning makes of it
+def _mall_data(seed, quick):
+    mall = toy_mall(n_users=1500, n_events=40_000, seed=seed) if quick else toy_mall(n_users=4000,
+        n_events=100_000, seed=seed)
     log, _ = mall.dirty(seed)
     clean_log, cleaning = clean(log)
-    _say(f"A toy mall: {len(mall.users):,} users, {len(mall.items):,} items, {len(log):,} rows of log.\n\nCleaning\n{cleaning}\n")
+    _say(f"A toy mall: {len(mall.users):,} users, {len(mall.items):,} items, {len(log):,} rows of "
+         f"log.\n\nCleaning\n{cleaning}\n")
     _say(show(log_summary(clean_log)))
     return mall, time_split(clean_log)
 
@@ -102,13 +108,15 @@ def _mall_data(seed, quick): # The mall, its log as a careless pipeline delivers
 def true_mixing(
     mall, # A Mall
 ) -> pd.DataFrame: # (S, S), unitless: row = target, column = history; each row sums to 1
-    """How alike two scenarios' tastes truly are, as shares: the squared correlation, each row divided by its sum.
+    """How alike two scenarios' tastes truly are, as shares: the squared correlation, each row divided by its
+    sum.
 
     Formula: (90.1) `M_ts = ρ_ts² / Σ_r ρ_tr²` with `ρ` the correlation of the tastes of two scenarios.
     """
     rho = mall.loading @ mall.loading.T
     share = rho**2 / (rho**2).sum(1, keepdims=True)
-    return pd.DataFrame(share, list(mall.scenarios), list(mall.scenarios)).rename_axis(index="target", columns="history")
+    return pd.DataFrame(share, list(mall.scenarios), list(mall.scenarios)).rename_axis(index="target",
+        columns="history")
 
 # %% ../nbs/90_cli.ipynb #a8241332
 def _mall_lists(model, prep, log): # The busiest user of the log, in two scenarios
@@ -125,9 +133,12 @@ def _demo_mall(out, seed, quick, **options):
     prep = Preprocessor().fit(train, users=mall.users, items=mall.items)
     log = EventLog(pd.concat([train, valid, test]), mall.users)
     parts = [prep.transform(part, log=log) for part in (train, valid, test)]
-    _say(f"\nTraining on {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on the last {len(test):,}")
-    ceilings = [("ceiling: the log", observable_ceiling(mall, test)), ("ceiling: the truth", mall.truth(test))]
-    options |= dict(epochs=10, patience=2, batch_size=256) if quick else dict(epochs=8, patience=1, batch_size=1024)
+    _say(f"\nTraining on {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on the last "
+         f"{len(test):,}")
+    ceilings = [("ceiling: the log", observable_ceiling(mall, test)),
+                ("ceiling: the truth", mall.truth(test))]
+    options |= dict(epochs=10, patience=2, batch_size=256) if quick else dict(epochs=8, patience=1,
+        batch_size=1024)
     results, model, curve = _run(prep.spec, parts, test.user_id.to_numpy(), seed, ceilings, **options)
     _tables(results)
     learned = attention_map(model, parts[2]).loc[list(mall.scenarios), list(mall.scenarios)]
@@ -138,18 +149,21 @@ def _demo_mall(out, seed, quick, **options):
 # %% ../nbs/90_cli.ipynb #3fef0f24
 _SITUATIONS = {
     "7AM, alone, on the way to work": dict(time="7AM", passanger="Alone", destination="Work"),
-    "6PM, with friends, no urgent place": dict(time="6PM", passanger="Friend(s)", destination="No Urgent Place")}
+    "6PM, with friends, no urgent place": dict(time="6PM", passanger="Friend(s)",
+                                               destination="No Urgent Place")}
 
 def _demo_coupons(path, out, seed, quick, **options):
     frame = load_coupons(path)
     parts = train, valid, test = split_respondents(frame, seed)
     _say(f"In-vehicle coupons (UCI 603): {len(frame):,} answers of {frame.respondent.nunique()} respondents, "
-         f"{frame.Y.mean():.1%} would accept.\nNothing is dropped: a survey without ids cannot tell a duplicate from a twin.\n")
+         f"{frame.Y.mean():.1%} would accept.\nNothing is dropped: a survey without ids cannot tell a "
+         "duplicate from a twin.\n")
     about = frame.groupby("coupon", sort=False).agg(rows=("Y", "size"), accepted=("Y", "mean"))
     _say(show(about.rename_axis(None)))
     encoder = CouponEncoder().fit(train)
     people = [part.respondent.nunique() for part in parts]
-    _say(f"\nTraining on {people[0]} respondents, choosing the epoch on {people[1]}, testing on {people[2]} others")
+    _say(f"\nTraining on {people[0]} respondents, choosing the epoch on {people[1]}, testing on {people[2]} "
+         "others")
     parts = [encoder.transform(part) for part in parts]
     options |= dict(heads="per_scenario", batch_size=256, lr=1e-3, epochs=6 if quick else 20, patience=3)
     results, model, curve = _run(encoder.spec, parts, test.respondent.to_numpy(), seed, **options)
@@ -157,7 +171,8 @@ def _demo_coupons(path, out, seed, quick, **options):
     _write(out, results, curve, {"learned attention": attention_map(model, parts[2])})
     one = test.respondent.iloc[0]
     for title, part in context_lists(model, encoder, frame, one, _SITUATIONS).groupby("context", sort=False):
-        _say(f"\nCoupon kinds for respondent {one}, {title}\n{show(part.set_index('rank')[['coupon', 'score']].rename_axis(None))}")
+        _say(f"\nCoupon kinds for respondent {one}, "
+             f"{title}\n{show(part.set_index('rank')[['coupon', 'score']].rename_axis(None))}")
     return model, encoder
 
 # %% ../nbs/90_cli.ipynb #40121a5b
@@ -176,9 +191,14 @@ def _about(ctx: typer.Context): # Without a command, say what there is
 # %% ../nbs/90_cli.ipynb #c59054e3
 @app.command()
 def demo(
-    data: Annotated[Data, typer.Option(help="mall: made up, its truth is known; coupons: real answers of 567 respondents")] = Data.mall,
+    data: Annotated[Data,
+                    typer.Option(
+                        help="mall: made up, its truth is known; coupons: real answers of 567 respondents")] = Data.mall,
     path: Annotated[Path | None, typer.Option(help="the coupon file, or a folder that holds it")] = None,
-    out: Annotated[Path, typer.Option(help="folder for tables, pictures and the model; made if it is not there")] = Path("demo"),
+    out: Annotated[Path,
+                   typer.Option(
+                       help="folder for tables, pictures and the model; made if it is not there")] = Path(
+                           "demo"),
     seed: Annotated[int, typer.Option(min=0, help="of the data and the training")] = 7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="less data, in a few seconds")] = False,
@@ -186,7 +206,8 @@ def demo(
 ) -> None:
     """Watch a multi-scenario recommender train, meet its baselines and recommend."""
     pick_device(device)
-    if path is not None and data is Data.mall: raise ValueError("--path goes with --data coupons; the mall is made, not read")
+    if path is not None and data is Data.mall:
+        raise ValueError("--path goes with --data coupons; the mall is made, not read")
     if foreign := foreign_file(out, "demo.txt", _DEMO):
         raise ValueError(f"{out} holds {foreign!r}, which is not of a demo: name a new folder with --out")
     options = dict(seed=seed, quick=quick, device=device, progress=progress)
@@ -209,7 +230,8 @@ def _columns(schema, **named): # What the options say of the columns
     named = {k: v for k, v in named.items() if v}
     if schema is None: return dict(columns=named)
     if named:
-        raise ValueError(f"--schema names the columns already: leave --{next(iter(named))} out, or write it into {schema}")
+        raise ValueError(
+            f"--schema names the columns already: leave --{next(iter(named))} out, or write it into {schema}")
     return dict(schema=read_schema(schema))
 
 # %% ../nbs/90_cli.ipynb #1e6a3585
@@ -236,7 +258,9 @@ def _results(out, metrics): # For the screen
 def _option(kind, help, *names, **limits): # An option with its type and its line of help
     return Annotated[kind, typer.Option(*names, help=help, **limits)]
 
-_Log = Annotated[str, typer.Argument(help="a .csv, .csv.gz or .parquet file; or movielens-100k, from an installed recbole")]
+_Log = Annotated[str,
+                 typer.Argument(
+                     help="a .csv, .csv.gz or .parquet file; or movielens-100k, from an installed recbole")]
 _Folder = Annotated[Path, typer.Argument(help="folder that train wrote")]
 _User = _option(str | None, "column of the user  [user_id]")
 _Item = _option(str | None, "column of the item  [item_id]")
@@ -260,7 +284,8 @@ _AnyTime = _option(bool, "accept times outside 1990 to 2099", "--any-time")
 _Model = _option(str, f"one of {', '.join(model_names())}, or package.module:Class")
 _Set = _option(list[str] | None, "an argument of the model, key=value; again for more", "--set")
 _Fusion = _option(str | None, "how histories are fused; short for --set fusion=NAME")
-_Heads = _option(_HeadKind | None, "one head for all scenarios or one for each; short for --set heads=per_scenario", "--heads")
+_Heads = _option(_HeadKind | None,
+                 "one head for all scenarios or one for each; short for --set heads=per_scenario", "--heads")
 _Import = _option(list[str] | None, "module that defines a model of your own; again for more", "--import")
 
 # %% ../nbs/90_cli.ipynb #db7c26c0
@@ -283,7 +308,8 @@ _Json = _option(bool, "JSON for scripts, and nothing else on stdout", "--json")
 def _train_command(
     log: _Log, out: _Out,
     user: _User = None, item: _Item = None, scenario: _Scenario = None, time: _Time = None,
-    label: _Label = None, schema: _SchemaFile = None, users: _Users = None, items: _Items = None, drop: _Drop = None,
+    label: _Label = None, schema: _SchemaFile = None, users: _Users = None, items: _Items = None,
+    drop: _Drop = None,
     split: _Split = _By.time, price: _Price = None, window: _Window = 5.0,
     time_unit: _TimeUnit = None, any_time: _AnyTime = False,
     model: _Model = "interest", set_: _Set = None, fusion: _Fusion = None, heads: _Heads = None,
@@ -293,7 +319,8 @@ def _train_command(
 ) -> None:
     """Train on a log of your own; writes the model, its metrics, pictures and a model card."""
     given = _columns(schema, user=user, item=item, scenario=scenario, time=time, label=label)
-    rows = dict(users=users, items=items, drop=tuple(drop or ()), split=split.value, price=price, window=window,
+    rows = dict(users=users, items=items, drop=tuple(drop or ()), split=split.value, price=price,
+                window=window,
                 time_unit=None if time_unit is None else time_unit.value, any_time=any_time)
     how = dict(epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, seed=seed, device=device,
                precision=precision, resume=resume, overwrite=overwrite, progress=progress)
@@ -306,7 +333,8 @@ def _train_command(
 def _evaluate_command(
     folder: _Folder,
     log: Annotated[str, typer.Argument(help="a log with the same columns")],
-    used: Annotated[bool, typer.Option("--used", help="count rows too that the model was trained with")] = False,
+    used: Annotated[bool, typer.Option("--used",
+                                       help="count rows too that the model was trained with")] = False,
     users: _Newer = None, module: _Import = None, as_json: _Json = False,
 ) -> None:
     """Measure a trained model on a log: rows it was trained with are left out."""
@@ -323,10 +351,13 @@ def _recommend_command(
     scenario: Annotated[str, typer.Option(help="where the list will be shown")],
     k: Annotated[int, typer.Option("-k", help="length of the list")] = 10,
     log: Annotated[str | None, typer.Option(help="a newer log: what happened since the training")] = None,
-    seen: Annotated[bool, typer.Option("--seen", help="list items too that the user was shown before")] = False,
+    seen: Annotated[bool, typer.Option("--seen",
+                                       help="list items too that the user was shown before")] = False,
     diversity: Annotated[float, typer.Option(help="0 sorts by interest alone, up to 1 for variety")] = 0.0,
-    task: Annotated[str | None, typer.Option(help="which answer counts, where there are several  [the first]")] = None,
-    context: Annotated[list[str] | None, typer.Option(help="a feature of the moment, column=value; again for more")] = None,
+    task: Annotated[str | None,
+                    typer.Option(help="which answer counts, where there are several  [the first]")] = None,
+    context: Annotated[list[str] | None,
+                       typer.Option(help="a feature of the moment, column=value; again for more")] = None,
     users: _Newer = None, module: _Import = None, as_json: _Json = False,
 ) -> None:
     """Print the items that a user may like best in a scenario."""
@@ -340,7 +371,8 @@ def _recommend_command(
     print(plain_text(top.set_index("rank").rename_axis(None).assign(score=score).to_string()))
 
 # %% ../nbs/90_cli.ipynb #a8917cbb
-_MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) # raised for wrong input
+# raised for wrong input
+_MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError)
 
 def _complain(text): # One line; under torchrun only the first process speaks of what all of them meet
     alone = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -355,7 +387,8 @@ def main(
 
     With `--debug` the traceback comes too.
     """
-    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1) # layers this small lose more to waiting threads
+    # layers this small lose more to waiting threads
+    if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1)
     for stream in (sys.stdout, sys.stderr): # a terminal that knows no Chinese is no reason to stop
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if args is None else list(args)

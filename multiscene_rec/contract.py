@@ -1,4 +1,5 @@
-"""What every model must do, as a test that any model can be put through. Written by hand; it teaches nothing."""
+"""What every model must do, as a test that any model can be put through. Written by hand; it teaches
+nothing."""
 import copy
 import inspect
 import os
@@ -48,20 +49,25 @@ def check_recommender(
 ) -> list: # Names of the checks that were made
     """Put a model through the contract of the course, as scikit-learn's `check_estimator` does.
 
-    Shapes; finite without any history; permutation of rows; independence of the rest of the batch in evaluation; 32 rows by
-    heart; saved and loaded in a fresh process; resumed to the bit; the same on a GPU, where there is one; `torch.export`.
+    Shapes; finite without any history; permutation of rows; independence of the rest of the batch in
+    evaluation; 32 rows by
+    heart; saved and loaded in a fresh process; resumed to the bit; the same on a GPU, where there is one;
+    `torch.export`.
 
     Raises: `AssertionError` that says which promise is broken and what to look at.
     """
-    if not (isinstance(kind, type) and issubclass(kind, Recommender)): raise AssertionError(f"{kind!r} is not a subclass of Recommender")
+    if not (isinstance(kind, type) and issubclass(kind, Recommender)):
+        raise AssertionError(f"{kind!r} is not a subclass of Recommender")
     if len(batch) < 64: raise AssertionError(f"check_recommender needs 64 rows or more, got {len(batch)}")
-    if wrong := [name for name in skip if name not in CHECKS]: raise ValueError(f"there is no check {wrong[0]!r}; the checks are {', '.join(CHECKS)}")
+    if wrong := [name for name in skip if name not in CHECKS]:
+        raise ValueError(f"there is no check {wrong[0]!r}; the checks are {', '.join(CHECKS)}")
     subject, made = _Subject(kind, spec, batch, params), []
     for name, check in CHECKS.items():
         if name in skip: continue
         try: done = check(subject)
         except AssertionError as e: raise AssertionError(f"{kind.__name__}: {name}: {e}") from e
-        except Exception as e: raise AssertionError(f"{kind.__name__}: {name}: {type(e).__name__}: {e}") from e
+        except Exception as e:
+            raise AssertionError(f"{kind.__name__}: {name}: {type(e).__name__}: {e}") from e
         if done is not False: made.append(name)
     return made
 
@@ -73,7 +79,8 @@ def _scores(model, batch):
     model.eval()
     with torch.no_grad(): return model(batch)
 
-def _close(a, b, atol=1e-5): return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=atol)
+def _close(a, b, atol=1e-5):
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-4, atol=atol)
 
 def _shape(spec, n): return (n,) if len(spec.tasks) == 1 else (n, len(spec.tasks))
 
@@ -87,17 +94,23 @@ def _keeps_its_arguments(s):
 
 @_check
 def _is_known_by_its_name(s):
-    _assert(model_class(s.kind.name) is s.kind, f"the name {s.kind.name!r} stands for another class; define the class once, at the top of a module")
+    _assert(model_class(s.kind.name) is s.kind,
+            f"the name {s.kind.name!r} stands for another class; define the class once, at the top of a "
+            "module")
 
 @_check
 def _returns_log_odds_of_the_right_shape(s):
     model = s.fresh()
     logits, expected = _scores(model, s.batch), _shape(s.spec, len(s.batch))
-    _assert(isinstance(logits, torch.Tensor) and logits.shape == expected, f"forward gave {tuple(getattr(logits, 'shape', ()))}, expected {expected}")
-    _assert(logits.is_floating_point() and logits.isfinite().all(), "forward gave numbers that are not finite")
-    _assert(not ends_in_sigmoid(model(s.batch)), "it returns probabilities: return log-odds, without a sigmoid at the end")
+    _assert(isinstance(logits, torch.Tensor) and logits.shape == expected,
+            f"forward gave {tuple(getattr(logits, 'shape', ()))}, expected {expected}")
+    _assert(logits.is_floating_point() and logits.isfinite().all(),
+            "forward gave numbers that are not finite")
+    _assert(not ends_in_sigmoid(model(s.batch)),
+            "it returns probabilities: return log-odds, without a sigmoid at the end")
     one = _scores(model, s.batch[:1])
-    _assert(one.shape == _shape(s.spec, 1), f"for one row forward gave {tuple(one.shape)}: a squeeze() without an axis?")
+    _assert(one.shape == _shape(s.spec, 1),
+            f"for one row forward gave {tuple(one.shape)}: a squeeze() without an axis?")
 
 @_check
 def _gives_a_finite_loss_with_gradients(s):
@@ -115,7 +128,8 @@ def _is_finite_without_any_history(s):
     _assert(_scores(model, empty).isfinite().all(), "rows of newcomers get scores that are not finite")
     model.train()
     model.loss(empty).backward()
-    _assert(all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), "rows of newcomers give gradients that are not finite")
+    _assert(all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None),
+            "rows of newcomers give gradients that are not finite")
 
 def without_history(batch):
     "The same rows, as if nobody had done anything before."
@@ -127,29 +141,35 @@ def without_history(batch):
 @_check
 def _scores_rows_in_any_order_alike(s):
     model, order = s.fresh(), torch.arange(len(s.batch) - 1, -1, -1)
-    _assert(_close(_scores(model, s.batch[order]), _scores(model, s.batch)[order]), "the scores depend on the order of the rows")
+    _assert(_close(_scores(model, s.batch[order]), _scores(model, s.batch)[order]),
+            "the scores depend on the order of the rows")
 
 @_check
 def _scores_a_row_alike_in_any_company(s):
     model = s.fresh()
     whole, few = _scores(model, s.batch), torch.arange(0, len(s.batch), max(len(s.batch)//16, 1))
     alone = torch.cat([_scores(model, s.batch[int(i)]) for i in few])
-    _assert(_close(alone, whole[few]), "in evaluation a row's score depends on the other rows of the batch: statistics of the batch, or one row's scenario used for all?")
+    _assert(_close(alone, whole[few]),
+            "in evaluation a row's score depends on the other rows of the batch: statistics of the batch, or "
+            "one row's scenario used for all?")
 
 @_check
 def _does_not_read_the_answer(s):
     model, batch = s.fresh(), s.batch
     flipped = with_parts(batch, label=1 - batch.label)
-    _assert(_close(_scores(model, flipped), _scores(model, batch)), "its scores change with the rows' own labels")
+    _assert(_close(_scores(model, flipped), _scores(model, batch)),
+            "its scores change with the rows' own labels")
     if "seq_stop" not in batch.rows: return
     place = torch.arange(len(batch.event_label), device=s.device)
     for i in range(0, len(batch), max(len(batch)//16, 1)):
         row = batch[i]
         other = (place < row.seq_start) | (place >= row.seq_stop)
-        label = torch.where(other.view(-1, *[1]*(batch.event_label.ndim - 1)), 1 - batch.event_label, batch.event_label)
+        label = torch.where(other.view(-1, *[1]*(batch.event_label.ndim - 1)), 1 - batch.event_label,
+                            batch.event_label)
         hidden = with_parts(row, event_label=label, event_item=torch.where(other, 0, batch.event_item))
         _assert(_close(_scores(model, hidden), _scores(model, row)),
-                "its scores change with events that are not in the row's past: read seq_start to seq_stop, the latter excluded")
+                "its scores change with events that are not in the row's past: read seq_start to seq_stop, "
+                "the latter excluded")
 
 @_check
 def _explains_what_it_scores(s):
@@ -157,28 +177,33 @@ def _explains_what_it_scores(s):
     with torch.no_grad(): told = model.explain(s.batch)
     if told is None: return False
     _assert(_close(told.logits, _scores(model, s.batch)), "explain gives other log-odds than forward")
-    _assert(told.weights.shape == (len(s.batch), len(s.spec.scenarios)), f"the weights have shape {tuple(told.weights.shape)}, expected one per row and scenario")
+    _assert(told.weights.shape == (len(s.batch), len(s.spec.scenarios)),
+            f"the weights have shape {tuple(told.weights.shape)}, expected one per row and scenario")
 
 @_check
 def _tells_items_apart_for_diverse_lists(s):
     model = s.fresh().eval()
     with torch.no_grad(): vectors = model.item_vectors(s.batch)
-    _assert(vectors.ndim == 2 and len(vectors) == len(s.batch) and vectors.isfinite().all(), "item_vectors must give one finite vector per row")
+    _assert(vectors.ndim == 2 and len(vectors) == len(s.batch) and vectors.isfinite().all(),
+            "item_vectors must give one finite vector per row")
 
 @_check
 def _learns_rows_by_heart(s):
     rows, model = different(s.batch, 32), s.fresh()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        log = fit(model, rows, epochs=300, batch_size=32, lr=1e-2, device=str(s.device), callbacks=(FiniteCheck(), _Until(.05*sum(task.weight for task in s.spec.tasks))))
+        log = fit(model, rows, epochs=300, batch_size=32, lr=1e-2, device=str(s.device),
+                  callbacks=(FiniteCheck(), _Until(.05*sum(task.weight for task in s.spec.tasks))))
     loss, weight = log.frame.train_loss.min(), sum(task.weight for task in s.spec.tasks)
-    _assert(loss < .15*max(weight, 1e-9), f"after {len(log.frame)} passes over 32 rows the loss is {loss:.3f}: a wire is loose")
+    _assert(loss < .15*max(weight, 1e-9),
+            f"after {len(log.frame)} passes over 32 rows the loss is {loss:.3f}: a wire is loose")
 
 def different(batch, n):
     "At most n rows, none of them like another in all inputs."
     seen, keep = set(), []
     for i in range(len(batch)):
-        row = tuple(x[i].flatten().tolist().__str__() for name, x in batch.rows.items() if name not in ("label", "history_row", "seq_start", "seq_stop", "seq_time"))
+        row = tuple(x[i].flatten().tolist().__str__() for name, x in batch.rows.items()
+                    if name not in ("label", "history_row", "seq_start", "seq_stop", "seq_time"))
         if row not in seen:
             seen.add(row)
             keep.append(i)
@@ -198,17 +223,22 @@ class _Until(KeepBest): # Stop as soon as the loss is small
 def _is_the_same_when_loaded_in_a_fresh_process(s):
     try: file = inspect.getsourcefile(s.kind) if s.kind.__module__ != "__main__" else None
     except (TypeError, OSError): file = None
-    if file is None or "<locals>" in s.kind.__qualname__: return False # defined in a notebook: there is nothing to import
+    # defined in a notebook: there is nothing to import
+    if file is None or "<locals>" in s.kind.__qualname__: return False
     model = s.fresh().cpu()
     batch = s.batch.to("cpu")
     expected = _scores(model, batch)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        write_record(folder, "batch", dict(format=1, rows=list(batch.rows), tables=list(batch.tables)), batch.rows | batch.tables)
+        write_record(folder, "batch", dict(format=1, rows=list(batch.rows), tables=list(batch.tables)),
+                     batch.rows | batch.tables)
         write_record(folder, "expected", dict(format=1), {"scores": expected})
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])}
-        done = subprocess.run([sys.executable, "-c", _FRESH, folder, s.kind.__module__, file, *_needs(model)], env=env, capture_output=True, text=True, timeout=300)
-    _assert(done.returncode == 0, f"a fresh process could not load it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        env = os.environ | {"PYTHONPATH":
+                            os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])}
+        done = subprocess.run([sys.executable, "-c", _FRESH, folder, s.kind.__module__, file, *_needs(model)],
+                              env=env, capture_output=True, text=True, timeout=300)
+    _assert(done.returncode == 0,
+            f"a fresh process could not load it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 _FRESH = """
 import importlib, importlib.util, sys
@@ -242,7 +272,9 @@ def _resumes_to_the_bit(s):
         fit(part, rows, rows, epochs=2, callbacks=(KeepBest(), Checkpoint(folder)), **go)
         fit(resumed, rows, rows, epochs=3, callbacks=(KeepBest(), Checkpoint(folder, resume=True)), **go)
     same = all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
-    _assert(same, "a run that was stopped and resumed ends in other weights: does it keep numbers outside state_dict, or draw from another generator?")
+    _assert(same,
+            "a run that was stopped and resumed ends in other weights: does it keep numbers outside "
+            "state_dict, or draw from another generator?")
 
 @_check
 def _gives_the_same_on_a_gpu(s):
@@ -250,7 +282,8 @@ def _gives_the_same_on_a_gpu(s):
     model, batch = s.fresh().cpu(), s.batch.to("cpu")
     expected = _scores(model, batch)
     moved = copy.deepcopy(model).cuda()
-    _assert(_close(_scores(moved, batch.to("cuda")).cpu(), expected, atol=1e-4), "on the GPU it gives other scores")
+    _assert(_close(_scores(moved, batch.to("cuda")).cpu(), expected, atol=1e-4),
+            "on the GPU it gives other scores")
 
 @_check
 def _goes_through_torch_export(s):
@@ -281,7 +314,8 @@ def export_onnx(
     batch: Batch, # As for export_program
     path: str | Path, # The .onnx file to write
 ) -> list: # Names of the inputs, the parts of the batch in their order
-    """The model for ONNX Runtime; its inputs are the parts of the batch under their names, its output is called logits.
+    """The model for ONNX Runtime; its inputs are the parts of the batch under their names, its output is
+    called logits.
 
     Raises: `ImportError` naming the extra `export`.
     """
@@ -294,11 +328,13 @@ def export_onnx(
 
         def forward(self, *parts):
             named = dict(zip(names, parts))
-            return self.model(Batch._of({k: named[k] for k in batch.rows}, {k: named[k] for k in batch.tables}))
+            return self.model(Batch._of({k: named[k] for k in batch.rows},
+                                        {k: named[k] for k in batch.tables}))
     parts = tuple((batch.rows | batch.tables).values())
     shapes = ({0: torch.export.Dim.DYNAMIC},)*len(parts)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(Flat().eval(), parts, str(path), dynamo=True, dynamic_shapes=(shapes,), input_names=names, output_names=["logits"],
+        torch.onnx.export(Flat().eval(), parts, str(path), dynamo=True, dynamic_shapes=(shapes,),
+                          input_names=names, output_names=["logits"],
                           external_data=False, verbose=False)
     return names

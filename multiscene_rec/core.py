@@ -94,4 +94,5 @@ def require(
     """
     try: return importlib.import_module(module)
     except ImportError as e:
-        raise ImportError(f'{module} is needed here and not installed: pip install "multiscene_rec[{extra}]"') from e
+        raise ImportError(
+            f'{module} is needed here and not installed: pip install "multiscene_rec[{extra}]"') from e

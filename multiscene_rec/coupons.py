@@ -26,7 +26,8 @@ from .preprocess import Categories, Context, Feature, Labels, Part, Preprocessor
 from .train import KeepBest, fit, predict
 
 # %% ../nbs/11_coupons.ipynb #33b08534
-VENUES = {"Coffee House": "CoffeeHouse", "Restaurant(<20)": "RestaurantLessThan20", "Carry out & Take away": "CarryAway",
+VENUES = {"Coffee House": "CoffeeHouse", "Restaurant(<20)": "RestaurantLessThan20",
+          "Carry out & Take away": "CarryAway",
           "Bar": "Bar", "Restaurant(20-50)": "Restaurant20To50"}
 LEVELS = {"never": 0., "less1": .5, "1~3": 2., "4~8": 6., "gt8": 10.}
 CONTEXT = ("destination", "passanger", "weather", "temperature", "time", "expiration", "toCoupon_GEQ15min",
@@ -43,11 +44,14 @@ def visits(
     """
     out = np.full((len(frame), len(VENUES)), np.nan)
     for k, column in enumerate(VENUES.values()):
-        if column not in frame: raise ValueError(f"column {column!r} is not there; give rows as load_coupons returns them")
+        if column not in frame:
+            raise ValueError(f"column {column!r} is not there; give rows as load_coupons returns them")
         answer = frame[column]
         wrong = (~(answer.isna() | answer.isin(LEVELS))).to_numpy()
         if wrong.any():
-            raise ValueError(f"column {column!r}, row {wrong.argmax()}: answer {answer.iloc[wrong.argmax()]!r} is unknown; expected {', '.join(LEVELS)} or nothing")
+            raise ValueError(
+                f"column {column!r}, row {wrong.argmax()}: answer {answer.iloc[wrong.argmax()]!r} is "
+                f"unknown; expected {', '.join(LEVELS)} or nothing")
         out[:, k] = answer.map(LEVELS).to_numpy(dtype=float)
     return out
 
@@ -66,13 +70,18 @@ def visit_scale(
     return np.log1p(np.nan_to_num(v))
 
 # %% ../nbs/11_coupons.ipynb #9cb0e18b
-_MADE_UP = dict(destination=("Home", "Work", "No Urgent Place"), passanger=("Alone", "Friend(s)", "Partner", "Kid(s)"),
+_MADE_UP = dict(destination=("Home", "Work", "No Urgent Place"), passanger=("Alone", "Friend(s)", "Partner",
+    "Kid(s)"),
     weather=("Sunny", "Rainy", "Snowy"), temperature=(30, 55, 80), time=("7AM", "10AM", "2PM", "6PM", "10PM"),
-    coupon=tuple(VENUES), expiration=("1d", "2h"), toCoupon_GEQ5min=(1,), toCoupon_GEQ15min=(0, 1), toCoupon_GEQ25min=(0, 1), direction_same=(0, 1))
-_MADE_UP_PERSON = dict(gender=("Female", "Male"), age=("21", "26", "31", "50plus"), maritalStatus=("Single", "Married partner"), has_children=(0, 1),
-    education=("Bachelors degree", "Some college - no degree"), occupation=("Student", "Unemployed", "Legal"), income=("$25000 - $37499", "$100000 or More"),
+    coupon=tuple(VENUES), expiration=("1d", "2h"), toCoupon_GEQ5min=(1,), toCoupon_GEQ15min=(0, 1),
+                toCoupon_GEQ25min=(0, 1), direction_same=(0, 1))
+_MADE_UP_PERSON = dict(gender=("Female", "Male"), age=("21", "26", "31", "50plus"),
+                       maritalStatus=("Single", "Married partner"), has_children=(0, 1),
+    education=("Bachelors degree", "Some college - no degree"), occupation=("Student", "Unemployed", "Legal"),
+                       income=("$25000 - $37499", "$100000 or More"),
     car=(None, "Mazda5"), **{column: (None, *LEVELS) for column in VENUES.values()})
-_MADE_UP_BIAS, _MADE_UP_PULL = (0., .9, 1., -.4, -.2), (1., .1, 0., 1.3, .6) # of each kind, in the order of VENUES
+# of each kind, in the order of VENUES
+_MADE_UP_BIAS, _MADE_UP_PULL = (0., .9, 1., -.4, -.2), (1., .1, 0., 1.3, .6)
 
 # %% ../nbs/11_coupons.ipynb #28aefb00
 def made_up_coupons(
@@ -81,22 +90,27 @@ def made_up_coupons(
     pull: float = 1.0, # How much visits to the coupon's own kind of venue count; 0 makes all visits useless
     seed: int = 0, # Same seed, same survey
 ) -> pd.DataFrame: # The columns of load_coupons
-    """A survey of the real one's form and of known truth: of all visits only those to the coupon's own kind of venue count.
+    """A survey of the real one's form and of known truth: of all visits only those to the coupon's own kind
+    of venue count.
 
     Raises: `ValueError` if there are no respondents or rows.
     """
-    if respondents < 1 or rows < 1: raise ValueError(f"made_up_coupons needs respondents and rows, got {respondents} and {rows}")
+    if respondents < 1 or rows < 1:
+        raise ValueError(f"made_up_coupons needs respondents and rows, got {respondents} and {rows}")
     r = np.random.default_rng(seed)
     draw = lambda values, n: np.array(values, dtype=object)[r.integers(len(values), size=n)]
-    person = pd.DataFrame({c: draw(v, respondents) for c, v in _MADE_UP_PERSON.items()}).assign(respondent=np.arange(respondents))
+    person = pd.DataFrame({c: draw(v, respondents) for c, v in _MADE_UP_PERSON.items()}).assign(
+        respondent=np.arange(respondents))
     frame = person.loc[np.repeat(person.index, rows)].reset_index(drop=True)
     frame = frame.assign(**{c: draw(v, len(frame)) for c, v in _MADE_UP.items()})
     kind = pd.Index(tuple(VENUES)).get_indexer(frame.coupon)
     own = np.nan_to_num(np.log1p(visits(frame)[np.arange(len(frame)), kind]), nan=np.log(3)) - np.log(3)
-    logit = np.array(_MADE_UP_BIAS)[kind] + pull*np.array(_MADE_UP_PULL)[kind]*own + .6*(frame.expiration == "1d") - .3
+    logit = np.array(_MADE_UP_BIAS)[kind] + pull*np.array(_MADE_UP_PULL)[kind]*own + .6*(
+        frame.expiration == "1d") - .3
     logit += np.repeat(.5*r.normal(size=respondents), rows)
     whole = [c for c, v in {**_MADE_UP, **_MADE_UP_PERSON}.items() if isinstance(v[-1], int)]
-    frame = frame.assign(direction_opp=1 - frame.direction_same, Y=(r.random(len(frame)) < 1/(1 + np.exp(-logit))))
+    frame = frame.assign(direction_opp=1 - frame.direction_same,
+                         Y=(r.random(len(frame)) < 1/(1 + np.exp(-logit))))
     return frame.astype({c: "int64" for c in (*whole, "direction_opp", "Y", "respondent")})
 
 # %% ../nbs/11_coupons.ipynb #97b9ac43
@@ -130,7 +144,8 @@ def visits_to_target(
     per_month, kind = np.asarray(per_month, dtype=float), np.asarray(kind)
     n = check_shape(per_month, "n S", S=len(VENUES))["n"]
     check_shape(kind, "n", n=n)
-    if n and not 0 <= kind.min() <= kind.max() < len(VENUES): raise ValueError(f"kinds of venue run from 0 to {len(VENUES) - 1}, got {kind.min()} to {kind.max()}")
+    if n and not 0 <= kind.min() <= kind.max() < len(VENUES):
+        raise ValueError(f"kinds of venue run from 0 to {len(VENUES) - 1}, got {kind.min()} to {kind.max()}")
     target = per_month[np.arange(n), kind]
     return np.stack([visit_scale(target), ~np.isnan(target)], 1)
 
@@ -140,7 +155,8 @@ _SCHEMA = Schema(
     categorical=(*PERSON, *CONTEXT), numeric=(), item_columns=("expiration",))
 
 def _with_keys(frame, scenario): # A survey has no time, and its scenario is one of its columns
-    return frame.assign(place=frame[scenario], moment=0, respondent=frame["respondent"] if "respondent" in frame else 0)
+    return frame.assign(place=frame[scenario], moment=0, respondent=frame["respondent"]
+                        if "respondent" in frame else 0)
 
 def _needs(frame, columns):
     if missing := [c for c in columns if c not in frame]:
@@ -156,20 +172,24 @@ def _kinds(frame): # (n,) 0 to 4: whose coupon each row is
 
 # %% ../nbs/11_coupons.ipynb #75fb58da
 class VenueVisits(Part):
-    """Visits a month become columns of `dense`: pairs of their logarithm and whether the question was answered."""
+    """Visits a month become columns of `dense`: pairs of their logarithm and whether the question was
+    answered."""
     def __init__(self,
         target: bool = False, # Visits to the venue that the coupon is for
         every: bool = False, # Visits to all five kinds of venue
     ):
         self.target, self.every = bool(target), bool(every)
-        whose = [("target visits", "item")]*self.target + [(f"visits {v}", "user") for v in VENUES if self.every]
-        self.features = tuple(Feature(name + what, "number", 1, of) for name, of in whose for what in (", log", " known"))
+        whose = [("target visits", "item")]*self.target + [(f"visits {v}", "user") for v in VENUES
+                                                           if self.every]
+        self.features = tuple(Feature(name + what, "number", 1, of) for name, of in whose
+                              for what in (", log", " known"))
 
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons
         context: Context, # Not looked at
     ) -> tuple[dict, dict]: # dense (B, D), and no tables
-        """Answers to numbers. Raises: `ValueError` naming the row whose answer or kind of coupon is unknown."""
+        """Answers to numbers. Raises: `ValueError` naming the row whose answer or kind of coupon is
+        unknown."""
         per_month, kinds = visits(frame), [_kinds(frame)] if self.target else []
         if self.every: kinds += [np.full(len(frame), k) for k in range(len(VENUES))]
         dense = [np.zeros((len(frame), 0)), *(visits_to_target(per_month, kind) for kind in kinds)]
@@ -189,7 +209,8 @@ class VenueVisits(Part):
 
 # %% ../nbs/11_coupons.ipynb #d6c78792
 class VenueHistories(Part):
-    """One history (11.2) for each scenario that is a kind of venue, none for others; each pattern of answers is stored once."""
+    """One history (11.2) for each scenario that is a kind of venue, none for others; each pattern of answers
+    is stored once."""
     def __init__(self):
         names = (*(f"visits {band}" for band in LEVELS), "visits, log", *(f"at {venue}" for venue in VENUES))
         self.features = (Feature("history", "history", len(names), "user", names),)
@@ -205,11 +226,13 @@ class VenueHistories(Part):
         pattern, row = np.unique(per_month, axis=0, return_inverse=True)
         x, known = venue_histories(np.where(pattern < 0, np.nan, pattern))
         tables = dict(history_table=x[:, venue]*there[:, None], present_table=known[:, venue] & there)
-        return {"history_row": torch.from_numpy(row.reshape(-1))}, {k: torch.from_numpy(v) for k, v in tables.items()}
+        return {"history_row": torch.from_numpy(row.reshape(-1))}, {k: torch.from_numpy(v) for k,
+            v in tables.items()}
 
 # %% ../nbs/11_coupons.ipynb #98cf0268
 class CouponEncoder(Preprocessor):
-    """A preprocessor for coupon rows: person, drive and coupon as fields, visits as numbers and as histories."""
+    """A preprocessor for coupon rows: person, drive and coupon as fields, visits as numbers and as
+    histories."""
     query = ("coupon", "expiration")
 
     def __init__(self,
@@ -219,12 +242,14 @@ class CouponEncoder(Preprocessor):
     ):
         self.scenario, self.target_visits, self.all_visits = scenario, bool(target_visits), bool(all_visits)
         if scenario == "coupon": self.scenario_order = tuple(VENUES)
-        super().__init__(_SCHEMA, (Categories(), VenueVisits(target_visits, all_visits), Labels(), VenueHistories()))
+        super().__init__(_SCHEMA, (Categories(), VenueVisits(target_visits, all_visits), Labels(),
+                                   VenueHistories()))
 
     def fit(self,
         train: pd.DataFrame, # Training rows, as from load_coupons
     ) -> "CouponEncoder": # Itself
-        """Learn the words of every field. Raises: `ValueError` naming a column that is not there, or a wrong kind."""
+        """Learn the words of every field. Raises: `ValueError` naming a column that is not there, or a wrong
+        kind."""
         _needs(train, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario, *VENUES.values(), *_SCHEMA.labels))
         if self.scenario == "coupon": _kinds(train)
         train = _with_keys(train, self.scenario)
@@ -233,7 +258,8 @@ class CouponEncoder(Preprocessor):
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons; without a column Y there are no labels
     ) -> Batch: # One row per row
-        """Make a batch. Raises: `ValueError` before fit, and naming a column that is not there or an unknown value."""
+        """Make a batch. Raises: `ValueError` before fit, and naming a column that is not there or an unknown
+        value."""
         fitted(self.spec, "CouponEncoder")
         _needs(frame, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario))
         if self.scenario == "coupon": _kinds(frame)
@@ -247,7 +273,8 @@ def split_respondents(
 ) -> tuple[pd.DataFrame, ...]: # Three frames; no respondent stands in two of them
     """Split by person, never by row: rows of one person share every answer about venues.
 
-    Raises: `ValueError` for fractions that are no shares, without a column respondent, or for a part that would be empty.
+    Raises: `ValueError` for fractions that are no shares, without a column respondent, or for a part that
+    would be empty.
     """
     return group_split(frame, "respondent", fractions, seed)
 
@@ -261,7 +288,8 @@ def macro_auc(
 
     Formula: (11.4) `(1/S) Σ_s AUC_s`.
 
-    Raises: `ValueError` naming a scenario whose labels are of one class, for a missing scenario, no rows or lengths that
+    Raises: `ValueError` naming a scenario whose labels are of one class, for a missing scenario, no rows or
+    lengths that
     differ, or what `auc` raises.
     """
     label, score, scenario = np.asarray(label), np.asarray(score), np.asarray(scenario, dtype=object)
@@ -271,7 +299,8 @@ def macro_auc(
     values = []
     for s in pd.unique(scenario):
         rows = scenario == s
-        if label[rows].min() == label[rows].max(): raise ValueError(f"scenario {s!r} holds one class only, so it has no AUC: add rows")
+        if label[rows].min() == label[rows].max():
+            raise ValueError(f"scenario {s!r} holds one class only, so it has no AUC: add rows")
         values.append(auc(label[rows], score[rows]))
     return macro_average(np.array(values))
 
@@ -296,8 +325,10 @@ CANDIDATES = {
     "shared + target": Candidate(target_visits=True),
     "shared + target + all visits": Candidate(target_visits=True, all_visits=True),
     "per scenario + target": Candidate(per_scenario=True, target_visits=True)}
-CANDIDATES |= {f"{fusion}{', per scenario' if heads == 'per_scenario' else ''}": Candidate(fusion=fusion, per_scenario=heads == "per_scenario")
-               for heads in ("shared", "per_scenario") for fusion in ("own", "mean", "concat", "attention", "attention+own")}
+CANDIDATES |= {f"{fusion}{', per scenario' if heads == 'per_scenario' else ''}": Candidate(fusion=fusion,
+    per_scenario=heads == "per_scenario")
+               for heads in ("shared", "per_scenario") for fusion in ("own", "mean", "concat", "attention",
+                   "attention+own")}
 FUSED = tuple(name for name, c in CANDIDATES.items() if c.fusion != "none")
 
 # %% ../nbs/11_coupons.ipynb #0c1dcb14
@@ -324,7 +355,8 @@ def _ids(spec, batch): # (n, F + D): the number of each word inside its field, t
 def _boost(spec, train, valid, test): # As many trees as the validation respondents want
     Trees = require("sklearn.ensemble", "compare").HistGradientBoostingClassifier
     categorical = np.arange(len(spec.fields) + len(spec.dense)) < len(spec.fields)
-    model = Trees(learning_rate=.1, max_iter=120, max_leaf_nodes=8, categorical_features=categorical, early_stopping=False, random_state=0)
+    model = Trees(learning_rate=.1, max_iter=120, max_leaf_nodes=8, categorical_features=categorical,
+                  early_stopping=False, random_state=0)
     model.fit(_ids(spec, train), train.label.numpy())
     stages = [[p[:, 1] for p in model.staged_predict_proba(_ids(spec, part))] for part in (valid, test)]
     best = int(np.argmin([log_loss(valid.label.numpy(), p) for p in stages[0]]))
@@ -335,7 +367,9 @@ def _trees(spec, train, valid, test, per_scenario):
     out = [np.zeros(len(valid)), np.zeros(len(test))]
     for s in range(len(spec.scenarios)):
         rows = [part.scenario == s for part in (train, valid, test)]
-        for whole, there, prob in zip(out, rows[1:], _boost(spec, train[rows[0]], valid[rows[1]], test[rows[2]])): whole[there.numpy()] = prob
+        for whole, there, prob in zip(out, rows[1:], _boost(spec, train[rows[0]], valid[rows[1]],
+                                                            test[rows[2]])):
+            whole[there.numpy()] = prob
     return tuple(out)
 
 # %% ../nbs/11_coupons.ipynb #838700da
@@ -349,7 +383,8 @@ def average_probability(
     Raises: `ValueError` if there is no model, or the shapes differ.
     """
     if not len(prob): raise ValueError("average_probability needs at least one model's probabilities")
-    if len({np.shape(p) for p in prob}) > 1: raise ValueError(f"the models scored different rows: shapes {[np.shape(p) for p in prob]}")
+    if len({np.shape(p) for p in prob}) > 1:
+        raise ValueError(f"the models scored different rows: shapes {[np.shape(p) for p in prob]}")
     return np.mean([np.asarray(p, dtype=float) for p in prob], axis=0)
 
 # %% ../nbs/11_coupons.ipynb #510269c3
@@ -364,16 +399,19 @@ def predict_candidate(
 ) -> tuple[np.ndarray, np.ndarray]: # Probabilities for the rows of valid and of test
     """Train one candidate on the training respondents and predict the others.
 
-    Raises: `ValueError` for an unknown method; `ImportError` naming the extra where scikit-learn is not installed.
+    Raises: `ValueError` for an unknown method; `ImportError` naming the extra where scikit-learn is not
+    installed.
     """
     if candidate.method == "logistic": return _logistic(spec, train, valid, test)
     if candidate.method == "trees": return _trees(spec, train, valid, test, candidate.per_scenario)
-    if candidate.method != "network": raise ValueError(f"method {candidate.method!r} is unknown; choose network, logistic or trees")
+    if candidate.method != "network":
+        raise ValueError(f"method {candidate.method!r} is unknown; choose network, logistic or trees")
     votes = []
     for seed in seeds:
         set_seed(seed)
         model = InterestModel(spec, candidate.fusion, "per_scenario" if candidate.per_scenario else "shared")
-        fit(model, train, valid, epochs=20, batch_size=512, lr=3e-3, seed=seed, device=device, callbacks=(KeepBest(patience=3),))
+        fit(model, train, valid, epochs=20, batch_size=512, lr=3e-3, seed=seed, device=device,
+            callbacks=(KeepBest(patience=3),))
         votes.append([predict(model, part).numpy() for part in (valid, test)])
     return tuple(average_probability(part) for part in zip(*votes))
 
@@ -385,11 +423,13 @@ def run_split(
     seeds: tuple = (0, 1), # Of each network, as for predict_candidate
     scenario: str = "coupon", # As for CouponEncoder
 ) -> pd.DataFrame: # One row per candidate: split, model, valid and test (macro AUC)
-    """Split the respondents, train every candidate, and report its macro AUC on validation and on test respondents.
+    """Split the respondents, train every candidate, and report its macro AUC on validation and on test
+    respondents.
 
     Raises: `ValueError` for a name that is not in `CANDIDATES`, and what the parts raise.
     """
-    if unknown := [n for n in names if n not in CANDIDATES]: raise ValueError(f"candidate {unknown[0]!r} is unknown; choose from {', '.join(CANDIDATES)}")
+    if unknown := [n for n in names if n not in CANDIDATES]:
+        raise ValueError(f"candidate {unknown[0]!r} is unknown; choose from {', '.join(CANDIDATES)}")
     parts, encoded, out = split_respondents(frame, split), {}, []
     for name in names:
         candidate = CANDIDATES[name]
@@ -416,14 +456,16 @@ def choose_on_validation(
     left = results if among is None else results[results.model.isin(list(among))]
     if not len(left): raise ValueError("no candidate to choose from; among must name models of the results")
     left = left.reset_index(drop=True)
-    return left.loc[left.groupby("split", sort=False).valid.idxmax(), ["split", "model", "valid", "test"]].reset_index(drop=True)
+    return left.loc[left.groupby("split", sort=False).valid.idxmax(), ["split", "model", "valid",
+        "test"]].reset_index(drop=True)
 
 # %% ../nbs/11_coupons.ipynb #e79315a9
 def _differences(differences, n_test, n_train):
     d = np.asarray(differences, dtype=float)
     J = check_shape(d, "J")["J"]
     if J < 2: raise ValueError(f"a spread needs two splits or more, got {J}")
-    if not (n_test > 0 and n_train > 0): raise ValueError(f"n_test and n_train must be above 0, got {n_test} and {n_train}")
+    if not (n_test > 0 and n_train > 0):
+        raise ValueError(f"n_test and n_train must be above 0, got {n_test} and {n_train}")
     return d, J
 
 # %% ../nbs/11_coupons.ipynb #4aa86cdc
@@ -454,7 +496,8 @@ def t_interval(
 
     Formula: (11.8) `d̄ ± t_{J−1} · se`, with `se` from (11.7).
 
-    Raises: `ValueError` for a level outside 0 to 1, and as `corrected_se`; `ImportError` where SciPy is not installed.
+    Raises: `ValueError` for a level outside 0 to 1, and as `corrected_se`; `ImportError` where SciPy is not
+    installed.
     """
     if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}: 0.95 is usual")
     d, J = _differences(differences, n_test, n_train)
@@ -468,13 +511,17 @@ def paired_table(
     n_test: float = .2, # Respondents in a test set, as a number or as a share
     n_train: float = .7, # Respondents in a training set, likewise
 ) -> pd.DataFrame: # Index model; auc, difference, naive_se, corrected_se, low, high, wins (splits in which it beats the baseline)
-    """Compare every model with one of them, split by split: both saw the same respondents, so the luck of a split cancels.
+    """Compare every model with one of them, split by split: both saw the same respondents, so the luck of a
+    split cancels.
 
     Raises: `ValueError` if the baseline is not there, or a model lacks a split.
     """
     wide = results.pivot(index="split", columns="model", values="test")[list(dict.fromkeys(results.model))]
-    if baseline not in wide: raise ValueError(f"baseline {baseline!r} is not among the results: {', '.join(wide)}")
-    if wide.isna().any(axis=None): raise ValueError(f"model {wide.columns[wide.isna().any()][0]!r} lacks a split; paired differences need all")
+    if baseline not in wide:
+        raise ValueError(f"baseline {baseline!r} is not among the results: {', '.join(wide)}")
+    if wide.isna().any(axis=None):
+        raise ValueError(
+            f"model {wide.columns[wide.isna().any()][0]!r} lacks a split; paired differences need all")
     rows = {}
     for name in wide.columns.drop(baseline):
         d = (wide[name] - wide[baseline]).to_numpy()
@@ -503,5 +550,6 @@ def context_lists(
         offers = pd.concat([rows.iloc[[0]].assign(**{**values, "coupon": kind}) for kind in VENUES])
         score = predict(model, encoder.transform(offers)).numpy()
         order = np.argsort(-score, kind="stable")
-        out.append(pd.DataFrame(dict(context=title, rank=np.arange(1, len(VENUES) + 1), coupon=offers.coupon.to_numpy()[order], score=score[order])))
+        out.append(pd.DataFrame(dict(context=title, rank=np.arange(1, len(VENUES) + 1),
+                                     coupon=offers.coupon.to_numpy()[order], score=score[order])))
     return pd.concat(out, ignore_index=True)

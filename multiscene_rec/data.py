@@ -37,10 +37,10 @@ class Schema:
     scenario: str = "scenario" # Column: where it was shown
     time: str = "timestamp" # Column: when; whole seconds
     label: str | tuple[str, ...] = "clicked" # Column: the answer, 0 to 1; or columns, the click first
-    categorical: tuple[str, ...] = ("age_band", "city", "category", "brand") # Columns of events, users or items that name a kind
+    categorical: tuple[str, ...] = ("age_band", "city", "category", "brand") # Columns that name a kind
     numeric: tuple[str, ...] = ("price", "quality") # Columns of events, users or items that are a quantity
     item_columns: tuple[str, ...] = _DEFAULT_ITEM_COLUMNS # Those of the two above that describe the item
-    history: tuple[str, ...] | None = None # Item columns counted in histories; None: all categorical ones, else the item id
+    history: tuple[str, ...] | None = None # Item columns counted in histories; None: the categorical ones
 
     def __post_init__(self): _check_schema(self)
 
@@ -58,7 +58,8 @@ class Schema:
 def _as_columns(name, value): # A tuple of names, from a tuple or list of names
     if isinstance(value, str):
         raise ValueError(f"Schema.{name}: give a tuple of column names, such as ({value!r},), not one string")
-    if not isinstance(value, (tuple, list)): raise ValueError(f"Schema.{name}: give a tuple of column names, got {value!r}")
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(f"Schema.{name}: give a tuple of column names, got {value!r}")
     value = tuple(value)
     if not all(isinstance(v, str) and v for v in value):
         raise ValueError(f"Schema.{name}: column names are non-empty strings, got {value!r}")
@@ -73,17 +74,23 @@ def _check_schema(schema): # Lists become tuples; every column is used once; ite
         labels = _as_columns("label", schema.label)
         if not labels: raise ValueError("Schema.label: name the column of the answer")
         object.__setattr__(schema, "label", labels if len(labels) > 1 else labels[0])
-    columns = _as_columns("user, item, scenario, time, label", schema.required) + schema.categorical + schema.numeric
+    columns = _as_columns("user, item, scenario, time, label",
+                          schema.required) + schema.categorical + schema.numeric
     twice = sorted({c for c in columns if columns.count(c) > 1})
     if twice: raise ValueError(f"Schema: column {twice[0]!r} is used twice; each column has one meaning")
     listed = schema.categorical + schema.numeric
     if cut: object.__setattr__(schema, "item_columns", tuple(c for c in schema.item_columns if c in listed))
     for c in schema.item_columns:
-        if c not in listed: raise ValueError(f"Schema.item_columns: {c!r} is in neither categorical nor numeric; add it there")
+        if c not in listed:
+            raise ValueError(
+                f"Schema.item_columns: {c!r} is in neither categorical nor numeric; add it there")
     for c in schema.history or ():
         if c != schema.item and not (c in schema.categorical and c in schema.item_columns):
-            raise ValueError(f"Schema.history: {c!r} is no categorical item column; list it in categorical and item_columns")
-    if schema.history == (): raise ValueError("Schema.history: name at least one column, or None for all categorical item columns")
+            raise ValueError(
+                f"Schema.history: {c!r} is no categorical item column; list it in categorical and "
+                "item_columns")
+    if schema.history == ():
+        raise ValueError("Schema.history: name at least one column, or None for all categorical item columns")
 
 # %% ../nbs/02_data.ipynb #b4e06973
 def taste_correlation(
@@ -96,16 +103,20 @@ def taste_correlation(
     Raises: `ValueError` if a row is all zero: that scenario has no taste.
     """
     length = np.linalg.norm(loading, axis=1, keepdims=True)
-    if (length == 0).any(): raise ValueError(f"row {int(np.argmin(length))} of loading is all zero: that scenario has no taste")
+    if (length == 0).any():
+        raise ValueError(f"row {int(np.argmin(length))} of loading is all zero: that scenario has no taste")
     return (loading @ loading.T) / (length @ length.T)
 
 # %% ../nbs/02_data.ipynb #2401402b
-_SCENARIOS = { # share of exposures, items a page, base log-odds, strength, (browsing, buying), share of users never there
+# share of exposures, items a page, base log-odds, strength, (browsing, buying), share of users never there
+_SCENARIOS = {
     "home": (.38, 6, -2.0, 2.2, (.98, .2), 0.), "search": (.20, 5, -1.1, 2.8, (.2, .98), .15),
     "cart": (.14, 3, -.7, 2.8, (.1, .995), .35), "live": (.28, 4, -1.7, 2.2, (.995, .1), .25)}
-_CATEGORIES = ("shoes", "dresses", "coats", "phones", "laptops", "lamps", "rugs", "games", "books", "snacks", "tea", "toys")
+_CATEGORIES = ("shoes", "dresses", "coats", "phones", "laptops", "lamps", "rugs", "games", "books", "snacks",
+               "tea", "toys")
 _BRANDS = ("Aster", "Birch", "Cedar", "Dune", "Ember", "Fjord", "Grove", "Haze")
-_GRADES = ("flimsy", "plain", "simple", "decent", "solid", "fine", "choice", "superb") # from poor to good quality
+# from poor to good quality
+_GRADES = ("flimsy", "plain", "simple", "decent", "solid", "fine", "choice", "superb")
 _COLOURS = ("black", "white", "red", "blue", "green", "grey", "yellow", "brown")
 _AGES, _CITIES = ("<25", "25-34", "35-54", "55+"), ("north", "south", "coast")
 _START, _DAYS = 1_767_225_600, 60 # 2026-01-01 00:00 UTC; days of trade
@@ -131,7 +142,8 @@ def scenario_loading(
     if similarity is None:
         mixing = _column(4)
         return mixing / np.linalg.norm(mixing, axis=1, keepdims=True)
-    if not 0 <= similarity <= 1: raise ValueError(f"similarity runs from 0 (unrelated) to 1 (identical), got {similarity!r}")
+    if not 0 <= similarity <= 1:
+        raise ValueError(f"similarity runs from 0 (unrelated) to 1 (identical), got {similarity!r}")
     return np.hstack([np.full((S, 2), np.sqrt(similarity/2)), np.sqrt(1 - similarity)*np.eye(S)])
 
 # %% ../nbs/02_data.ipynb #6e0b374d
@@ -141,7 +153,9 @@ def _place(events, column, known): # Positions of ids in a table; an unknown id 
     at = pd.Index(known).get_indexer(events[column])
     if (at < 0).any():
         row = int(np.argmax(at < 0))
-        raise ValueError(f"column {column!r}, row {row}: {events[column].iloc[row]!r} is not in this mall; clean the log first")
+        raise ValueError(
+            f"column {column!r}, row {row}: {events[column].iloc[row]!r} is not in this mall; clean the log "
+            "first")
     return at
 
 def _probability(mall, user, item, scenario): # By positions; formula (2.3)
@@ -170,8 +184,10 @@ class Mall:
     def truth(self,
         events: pd.DataFrame, # Rows with user_id, item_id, scenario of this mall
     ) -> np.ndarray: # (len(events),) float64: probability of a click
-        """The probability each row was drawn with. Formula: (2.3). Raises: `ValueError` for an id that is not here."""
-        user, item = _place(events, "user_id", self.users.user_id), _place(events, "item_id", self.items.item_id)
+        """The probability each row was drawn with. Formula: (2.3). Raises: `ValueError` for an id that is not
+        here."""
+        user, item = _place(events, "user_id", self.users.user_id), _place(events, "item_id",
+            self.items.item_id)
         return _probability(self, user, item, _place(events, "scenario", self.scenarios))
 
     def dirty(self,
@@ -182,11 +198,13 @@ class Mall:
 
 # %% ../nbs/02_data.ipynb #8842e02a
 def _titles(items): # A title in words; the colour keeps alike items apart
-    grade = _pick(_GRADES, (items.quality.rank(pct=True)*len(_GRADES) - 1e-9).astype(int).clip(0, len(_GRADES) - 1))
+    grade = _pick(_GRADES, (items.quality.rank(pct=True)*len(_GRADES) - 1e-9).astype(int).clip(0,
+        len(_GRADES) - 1))
     name = pd.Series(grade, items.index) + " " + items.brand + " " + items.category
     twin = name.groupby(name).cumcount().to_numpy()
     colour = pd.Series(_pick(_COLOURS, twin % len(_COLOURS)), items.index)
-    number = np.where(twin < len(_COLOURS), "", " " + pd.Series(twin//len(_COLOURS) + 1, items.index).astype(str))
+    number = np.where(twin < len(_COLOURS), "", " " + pd.Series(twin//len(_COLOURS) + 1,
+        items.index).astype(str))
     return name + ", " + colour + number
 
 def _make_items(r, n): # The shelf: frame, item vectors, item effects
@@ -199,7 +217,8 @@ def _make_items(r, n): # The shelf: frame, item vectors, item effects
     price = np.round(np.exp(r.normal(3., .8, size=n) + .3*centre[category, 0]), 2)
     popularity = 1 / np.arange(1, n + 1)**.8
     popularity = r.permutation(popularity/popularity.sum())
-    items = pd.DataFrame(dict(item_id=np.arange(n), category=_pick(_CATEGORIES, category), brand=_pick(_BRANDS, brand),
+    items = pd.DataFrame(dict(item_id=np.arange(n), category=_pick(_CATEGORIES, category),
+                              brand=_pick(_BRANDS, brand),
         price=price, quality=quality, popularity=popularity))
     items.insert(1, "title", _titles(items))
     return items, vectors, .4*quality - .15*(np.log(price) - 3)
@@ -210,7 +229,8 @@ def _make_users(r, n, T): # Age bands, the mean taste of each user's band, and t
     return age, band_mean[age], band_mean[age] + r.normal(size=(n, T, _K))
 
 # %% ../nbs/02_data.ipynb #06030d72
-def _make_visits(r, n_users, n_events): # Who comes where and when: user, scenario, time, page and position of each row
+# Who comes where and when: user, scenario, time, page and position of each row
+def _make_visits(r, n_users, n_events):
     S, page = len(_SCENARIOS), _column(1).astype(int)
     share = _column(0)/page
     share /= share.sum()
@@ -239,7 +259,8 @@ def _check_mall(n_users, n_items, n_events, history):
         if value < 1: raise ValueError(f"{name} must be 1 or more, got {value}")
     if history not in ("sparse", "rich"): raise ValueError(f"history is 'sparse' or 'rich', got {history!r}")
 
-def _open_mall(r, n_users, n_events, items, vectors, effect, loading): # Everything that happens, in the order of the random numbers
+# Everything that happens, in the order of the random numbers
+def _open_mall(r, n_users, n_events, items, vectors, effect, loading):
     age, prior_mean, tastes = _make_users(r, n_users, loading.shape[1])
     user, scenario, time, page, position = _make_visits(r, n_users, n_events)
     item = np.searchsorted(np.cumsum(items.popularity.to_numpy()), r.random(n_events)).clip(0, len(items) - 1)
@@ -248,9 +269,11 @@ def _open_mall(r, n_users, n_events, items, vectors, effect, loading): # Everyth
     if loading.shape[1] > 2: mall.private = np.diag(loading[:, 2:]).copy()
     clicked = (r.random(n_events) < _probability(mall, user, item, scenario)).astype(np.int64)
     price = np.round(items.price.to_numpy()[item]*r.choice([1., 1., 1., .9, .8], size=n_events), 2)
-    mall.events = pd.DataFrame(dict(user_id=user, item_id=item, scenario=_pick(mall.scenarios, scenario), timestamp=time,
+    mall.events = pd.DataFrame(dict(user_id=user, item_id=item, scenario=_pick(mall.scenarios, scenario),
+                                    timestamp=time,
         page=page, position=position, price=price, clicked=clicked))
-    mall.users = pd.DataFrame(dict(user_id=np.arange(n_users), age_band=_pick(_AGES, age), city=_pick(_CITIES, r.integers(3, size=n_users))))
+    mall.users = pd.DataFrame(dict(user_id=np.arange(n_users), age_band=_pick(_AGES, age),
+                                   city=_pick(_CITIES, r.integers(3, size=n_users))))
     return mall
 
 # %% ../nbs/02_data.ipynb #590313c8
@@ -263,7 +286,8 @@ def toy_mall(
     reveal_tastes: bool = False, # True puts the hidden tastes into the users' frame
     seed: int = 7, # Same seed, same table
 ) -> Mall: # Frames, and the truth behind them
-    """A mall whose clicks are drawn from known probabilities, so that any model can be read against the truth.
+    """A mall whose clicks are drawn from known probabilities, so that any model can be read against the
+    truth.
 
     Raises: `ValueError` for a size below 1, an unknown `history`, or a `similarity` outside 0 to 1.
     """
@@ -282,14 +306,18 @@ def log_summary(
     log: pd.DataFrame, # A log with the columns that schema names
     schema: Schema = Schema(), # Which column means what
 ) -> pd.DataFrame: # One row per scenario, and "all"
-    """What a log holds, scenario by scenario: rows, share, click_rate, users, items, rows_per_user, pairs_seen.
+    """What a log holds, scenario by scenario: rows, share, click_rate, users, items, rows_per_user,
+    pairs_seen.
 
     `pairs_seen` is a share of all pairs of a user and an item. A further label has a rate of its own.
 
     Raises: `ValueError` naming a column that the log lacks.
     """
     missing = [c for c in schema.required if c not in log]
-    if missing: raise ValueError(f"the log lacks column {', '.join(map(repr, missing))}; there are: {', '.join(map(str, log.columns))}")
+    if missing:
+        raise ValueError(
+            f"the log lacks column {', '.join(map(repr, missing))}; there are: "
+            f"{', '.join(map(str, log.columns))}")
     n_pairs = log[schema.user].nunique()*log[schema.item].nunique()
     def line(part): # one line of the table
         users, (click, *more) = part[schema.user].nunique(), schema.labels
@@ -306,16 +334,19 @@ def expected_auc(
     prob: np.ndarray, # (n,) 0 to 1: true click probability of each row; labels 0 and 1 do as well
     score: np.ndarray | None = None, # (n,) any unit: what the rows are ordered by; None orders them by prob itself
 ) -> float: # 0 to 1
-    """AUC that a score has on average over the labels, and the AUC of the labels themselves if `prob` is 0 and 1.
+    """AUC that a score has on average over the labels, and the AUC of the labels themselves if `prob` is 0
+    and 1.
 
-    Formula: (2.4), over all pairs in O(n log n): rows are grouped by equal score, and those below are summed up.
+    Formula: (2.4), over all pairs in O(n log n): rows are grouped by equal score, and those below are summed
+    up.
 
     Raises: `ValueError` if shapes differ, a probability is outside 0 to 1, or only one class can occur.
     """
     p = _probabilities(prob)
     s = p if score is None else np.asarray(score, dtype=float)
     if s.shape != p.shape: raise ValueError(f"score has shape {s.shape}, prob has {p.shape}")
-    if not np.isfinite(s).all(): raise ValueError(f"score: row {int(np.argmin(np.isfinite(s)))} is not finite")
+    if not np.isfinite(s).all():
+        raise ValueError(f"score: row {int(np.argmin(np.isfinite(s)))} is not finite")
     group = np.unique(s, return_inverse=True)[1]
     click, none = np.bincount(group, p), np.bincount(group, 1 - p)
     itself = (p*(1 - p)).sum() # a row makes no pair with itself
@@ -327,7 +358,8 @@ def expected_auc(
 def _probabilities(prob): # (n,) float64, checked
     p = np.asarray(prob, dtype=float)
     if p.ndim != 1: raise ValueError(f"prob: expected one axis, got shape {p.shape}")
-    if not ((p >= 0) & (p <= 1)).all(): raise ValueError(f"prob: row {int(np.argmin((p >= 0) & (p <= 1)))} is outside 0 to 1")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"prob: row {int(np.argmin((p >= 0) & (p <= 1)))} is outside 0 to 1")
     return p
 
 # %% ../nbs/02_data.ipynb #b477c6cc
@@ -350,18 +382,22 @@ def auc_regret(
     return float(lost / (p.sum()*(1 - p).sum() - (p*(1 - p)).sum()))
 
 # %% ../nbs/02_data.ipynb #0a78c2d9
-_DIRT = {"duplicate": .01, "resent": .01, "missing id": .006, "price": .004, "time": .004, "scenario": .02} # share of events
+# share of events
+_DIRT = {"duplicate": .01, "resent": .01, "missing id": .006, "price": .004, "time": .004, "scenario": .02}
 
 def _spoil(log, rows, kind, r): # Make one kind of dirt in place
     if kind == "missing id":
         for column, half in (("user_id", rows[::2]), ("item_id", rows[1::2])): log.loc[half, column] = pd.NA
-    elif kind == "price": log.loc[rows, "price"] = np.choose(r.integers(3, size=len(rows)), [-log.price[rows], 0., 1e9])
+    elif kind == "price":
+        log.loc[rows, "price"] = np.choose(r.integers(3, size=len(rows)), [-log.price[rows], 0., 1e9])
     elif kind == "time": # an empty clock, a sign lost, milliseconds, a century too late
         t = log.timestamp[rows].to_numpy()
-        log.loc[rows, "timestamp"] = np.choose(r.integers(4, size=len(rows)), [0*t, -t, 1000*t, t + 100*365*86400])
+        log.loc[rows, "timestamp"] = np.choose(r.integers(4, size=len(rows)),
+                                               [0*t, -t, 1000*t, t + 100*365*86400])
     elif kind == "scenario":
         name, how = log.scenario[rows], r.integers(3, size=len(rows))
-        log.loc[rows, "scenario"] = np.select([how == 0, how == 1], [name.str.upper(), name.str.title()], name.str.title().str.swapcase())
+        log.loc[rows, "scenario"] = np.select([how == 0, how == 1], [name.str.upper(), name.str.title()],
+                                              name.str.title().str.swapcase())
 
 # %% ../nbs/02_data.ipynb #1d466cef
 def _soil(events, seed): # The log with dirt, and where each piece of it lies
@@ -376,7 +412,8 @@ def _soil(events, seed): # The log with dirt, and where each piece of it lies
     kind = np.concatenate([np.full(n, "", dtype=object), extra.kind.to_numpy(dtype=object)])
     rest = chosen.drop(extra.index)
     kind[rest.original] = rest.kind
-    order = np.argsort(log.timestamp.to_numpy(), kind="stable") # as it arrives; a copy comes after its original
+    # as it arrives; a copy comes after its original
+    order = np.argsort(log.timestamp.to_numpy(), kind="stable")
     log, origin, kind = log.iloc[order].reset_index(drop=True), origin[order], kind[order]
     for name in list(_DIRT)[2:]: _spoil(log, np.flatnonzero(kind == name), name, r)
     bad = np.flatnonzero(kind != "")
@@ -393,7 +430,8 @@ def _check_names(rows, tables): # A part is found by its name, so a name means o
     if not rows: raise ValueError("Batch: give at least one part with an entry per row")
     for name in (*rows, *tables):
         if not isinstance(name, str): raise ValueError(f"Batch: parts have names, got {name!r}")
-        if name in rows and name in tables: raise ValueError(f"Batch.{name}: is among the rows and among the tables")
+        if name in rows and name in tables:
+            raise ValueError(f"Batch.{name}: is among the rows and among the tables")
         if name in ("rows", "tables") or hasattr(Batch, name):
             raise ValueError(f"Batch.{name}: this name is the batch's own; give the part another")
 
@@ -401,13 +439,16 @@ def _check_parts(rows, tables): # Kind, type, shape and device of every part; th
     sizes, device = {}, None
     for name, x in (rows | tables).items():
         if not isinstance(x, torch.Tensor):
-            raise ValueError(f"Batch.{name}: expected a tensor, got {type(x).__name__}; torch.as_tensor makes one")
+            raise ValueError(
+                f"Batch.{name}: expected a tensor, got {type(x).__name__}; torch.as_tensor makes one")
         if x.ndim < 1: raise ValueError(f"Batch.{name}: expected an axis of rows, got a single number")
         device = device or x.device
         if x.device != device:
-            raise ValueError(f"Batch.{name}: is on {x.device}, others are on {device}; all parts live on one device")
+            raise ValueError(
+                f"Batch.{name}: is on {x.device}, others are on {device}; all parts live on one device")
         axes, dtype = _PARTS.get(name, ("B *" if name in rows else "*", x.dtype))
-        if x.dtype != dtype: raise ValueError(f"Batch.{name}: expected {dtype}, got {x.dtype}; convert it with .to({dtype})")
+        if x.dtype != dtype:
+            raise ValueError(f"Batch.{name}: expected {dtype}, got {x.dtype}; convert it with .to({dtype})")
         sizes |= _check_axes(name, x, axes, sizes)
     return sizes
 
@@ -430,7 +471,8 @@ def _check_rows(name, x, rule, good): # The first row that breaks the rule is na
             raise ValueError(f"Batch.{name}: row {row} is {x[row].tolist()}, expected {rule}")
 
 # %% ../nbs/02_data.ipynb #12345909
-def _within(name, rows, tables, sizes): # The numbers that a part may hold, if it points into something: 0 to ...
+# The numbers that a part may hold, if it points into something: 0 to ...
+def _within(name, rows, tables, sizes):
     if name == "fields": return math.inf
     if name == "scenario": return sizes.get("S", math.inf)
     if name == "history_row": return sizes.get("R", math.inf)
@@ -476,7 +518,8 @@ def _order(n, shuffle, seed, rank, world): # Which rows come when, for one of se
 class Batch:
     """Rows as a model reads them: tensors with one entry per row, and tables that the rows point into.
 
-    A part is found by its name, such as `batch.fields`. A model may bring its own; `NAME_row` points into `NAME`.
+    A part is found by its name, such as `batch.fields`. A model may bring its own; `NAME_row` points into
+    `NAME`.
 
     Raises: `ValueError` naming the part, the axis or the row that is wrong.
     """
@@ -489,19 +532,22 @@ class Batch:
         _check_values(self.rows, self.tables, _check_parts(self.rows, self.tables))
 
     @classmethod
-    def _of(cls, rows, tables): # From checked parts: checking again would make a GPU wait, and cannot be traced
+    # From checked parts: checking again would make a GPU wait, and cannot be traced
+    def _of(cls, rows, tables):
         batch = cls.__new__(cls)
         batch.rows, batch.tables = rows, tables
         return batch
 
     def __getattr__(self, name):
-        parts = self.__dict__.get("rows", {}) | self.__dict__.get("tables", {}) # neither is there while it is copied
+        # neither is there while it is copied
+        parts = self.__dict__.get("rows", {}) | self.__dict__.get("tables", {})
         if name in parts: return parts[name]
         raise AttributeError(f"the batch has no part {name!r}; it has {', '.join(parts)}")
     def __len__(self): return len(next(iter(self.rows.values())))
 
     def __repr__(self):
-        rows, tables = (", ".join(f"{k} {tuple(x.shape)}" for k, x in p.items()) for p in (self.rows, self.tables))
+        rows, tables = (", ".join(f"{k} {tuple(x.shape)}" for k, x in p.items())
+                        for p in (self.rows, self.tables))
         return f"Batch({len(self)} rows: {rows}; tables: {tables or 'none'}; {self.device})"
 
     def __getitem__(self,
@@ -530,15 +576,18 @@ class Batch:
         return Batch._of(*({k: x.to(device) for k, x in p.items()} for p in (self.rows, self.tables)))
 
     device = property(lambda self: next(iter(self.rows.values())).device, doc="Where all parts live.")
-    history = property(lambda self: self.history_table[self.history_row], doc="(B, S, H): what the user did before.")
-    present = property(lambda self: self.present_table[self.history_row], doc="(B, S) bool: where there is a history.")
+    history = property(lambda self: self.history_table[self.history_row],
+                       doc="(B, S, H): what the user did before.")
+    present = property(lambda self: self.present_table[self.history_row],
+                       doc="(B, S) bool: where there is a history.")
 
 # %% ../nbs/02_data.ipynb #8926701b
 def with_parts(
     batch: Batch, # Rows
     **parts: torch.Tensor, # Name: tensor that takes the place of a part; a new one goes to the rows
 ) -> Batch: # A new batch, checked; the other parts are shared
-    """The same rows with some parts exchanged, among the rows or the tables. Raises: `ValueError` as `Batch`."""
+    """The same rows with some parts exchanged, among the rows or the tables. Raises: `ValueError` as
+    `Batch`."""
     tables = {name: parts.pop(name) for name in list(parts) if name in batch.tables}
     return Batch(batch.rows | parts, batch.tables | tables)
 
@@ -558,4 +607,5 @@ def _keyed(batch): # Leaves with their names, for the messages of torch.export
 register_pytree_node(
     Batch, _leaves, _grown, flatten_with_keys_fn=_keyed, serialized_type_name="multiscene_rec.Batch",
     to_dumpable_context=json.dumps, from_dumpable_context=lambda text: tuple(map(tuple, json.loads(text))))
-torch.serialization.add_safe_globals([Batch]) # an exported model keeps an example of what it reads; opening one is harmless
+# an exported model keeps an example of what it reads; opening one is harmless
+torch.serialization.add_safe_globals([Batch])

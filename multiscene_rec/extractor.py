@@ -23,7 +23,8 @@ def relu_backward(
     b: torch.Tensor, # (d,) float: constants
     g: torch.Tensor, # (B, d) float: gradient of the loss with respect to h
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # gradients for W (d, p), b (d,) and x (B, p)
-    """The three gradients of a loss through `h = ReLU(x Wᵀ + b)`; those of `W` and `b` are sums over the batch.
+    """The three gradients of a loss through `h = ReLU(x Wᵀ + b)`; those of `W` and `b` are sums over the
+    batch.
 
     Formula: (4.2) `dW = δᵀ x` with `δ = g · [x Wᵀ + b > 0]`.
 
@@ -110,7 +111,8 @@ class ReLUExtractor(nn.Module):
         super().__init__()
         sizes = (d_in, *widths)
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"d_in and at least one width, all 1 or more, are needed; got {d_in} and {tuple(widths)}")
+            raise ValueError(
+                f"d_in and at least one width, all 1 or more, are needed; got {d_in} and {tuple(widths)}")
         self.d_in, self.d = d_in, sizes[-1]
         self.layers = nn.ModuleList(he_init(nn.Linear(a, b)) for a, b in zip(sizes, sizes[1:]))
 
@@ -124,8 +126,10 @@ class ReLUExtractor(nn.Module):
         Raises: `ValueError` if the last axis is not `d_in`, or x is not floating point.
         """
         if x.ndim < 1 or x.shape[-1] != self.d_in:
-            raise ValueError(f"axis 'd_in': expected {self.d_in} as the last axis, got shape {tuple(x.shape)}")
-        if not x.is_floating_point(): raise ValueError(f"x must be floating point, got {x.dtype}; call x.float()")
+            raise ValueError(
+                f"axis 'd_in': expected {self.d_in} as the last axis, got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point, got {x.dtype}; call x.float()")
         for layer in self.layers: x = layer(x).relu()
         return x
 
@@ -170,7 +174,8 @@ def embedding_backward(
 
 # %% ../nbs/04_extractor.ipynb #10e89269
 def _check_fields(fields, offsets, ends, names):
-    "Return `fields` if each column stays within its field's rows, else raise a ValueError that names the field."
+    """Return `fields` if each column stays within its field's rows, else raise a ValueError that names the
+    field."""
     check_shape(fields, "B F", F=len(names))
     if fields.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"fields must be int64 ids, got {fields.dtype}; call .long()")
@@ -179,7 +184,8 @@ def _check_fields(fields, offsets, ends, names):
     if ((low >= offsets) & (high < ends)).all(): return fields
     row, f = (((fields < offsets) | (fields >= ends)).nonzero())[0].tolist()
     at, start, end = int(fields[row, f]), int(offsets[f]), int(ends[f])
-    raise ValueError(f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to {end - start - 1} "
+    raise ValueError(
+        f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to {end - start - 1} "
                      f"(table row {at}, the field owns {start} to {end - 1}); "
                      "pass local ids through offset once, and send values never seen to 0, unknown")
 
@@ -187,7 +193,8 @@ def _check_fields(fields, offsets, ends, names):
 class FieldEmbedding(nn.Module):
     """One embedding table for all categorical fields.
 
-    Field f owns the rows from `offsets[f]` up to, not including, `ends[f]`. The first of them, local id 0, stands for
+    Field f owns the rows from `offsets[f]` up to, not including, `ends[f]`. The first of them, local id 0,
+    stands for
     unknown and starts at zero.
 
     Raises: `ValueError` if there is no field, a field has no row, `d` is below 1 or `std` below 0.
@@ -201,7 +208,8 @@ class FieldEmbedding(nn.Module):
         named = dict(sizes) if isinstance(sizes, Mapping) else {f"number {f}": n for f, n in enumerate(sizes)}
         if not named or min(named.values()) < 1:
             raise ValueError(f"one or more fields of one or more rows each are needed, got {named}")
-        if d < 1 or std < 0: raise ValueError(f"d must be 1 or more and std not negative, got d={d} and std={std}")
+        if d < 1 or std < 0:
+            raise ValueError(f"d must be 1 or more and std not negative, got d={d} and std={std}")
         self.names, self.sizes, self.d = tuple(named), tuple(named.values()), d
         self.register_buffer("offsets", torch.tensor([0, *accumulate(self.sizes)][:-1]), persistent=False)
         self.register_buffer("ends", self.offsets + torch.tensor(self.sizes), persistent=False)
@@ -214,7 +222,8 @@ class FieldEmbedding(nn.Module):
     ) -> torch.Tensor: # (B, F) int64: ids in the one table
         """The rows of these ids in the one table.
 
-        Formula: (4.10) `offsets[f] + i`. Raises: `ValueError` naming the field whose id is out of its range."""
+        Formula: (4.10) `offsets[f] + i`. Raises: `ValueError` naming the field whose id is out of its
+        range."""
         check_shape(local_ids, "B F", F=len(self.sizes))
         return self.check(local_ids + self.offsets)
 

@@ -42,7 +42,8 @@ def _register(kind, name): # "none" is what a model without a fusion calls it
     old = FUSIONS.get(name, kind)
     taken = old.__module__.startswith("multiscene_rec.") and old.__qualname__ != kind.__qualname__
     if taken or name in ("", "none"):
-        whose = f"belongs to {old.__module__}.{old.__qualname__}" if taken else "means that there is no fusion"
+        whose = f"belongs to {old.__module__}.{old.__qualname__}" if taken else ("means that there is no "
+                                                                                 "fusion")
         raise ValueError(f"the name {name!r} {whose}: write class {kind.__name__}(Fusion, name=\"another\")")
     FUSIONS[name] = kind
 
@@ -50,8 +51,10 @@ def _register(kind, name): # "none" is what a model without a fusion calls it
 class Fusion(nn.Module):
     """What every fusion is: one vector per scenario in, one vector out.
 
-    A subclass is made from `(d, n_scenarios, d_query)` and maps `(h, present, query, scenario)` to `(z, alpha)`, with
-    None for alpha where there are no weights. It is known by the name it gives: `class Median(Fusion, name="median")`.
+    A subclass is made from `(d, n_scenarios, d_query)` and maps `(h, present, query, scenario)` to `(z,
+    alpha)`, with
+    None for alpha where there are no weights. It is known by the name it gives: `class Median(Fusion,
+    name="median")`.
 
     Raises: `ValueError` for a size below 1, or a name that is taken.
     """
@@ -70,7 +73,8 @@ class Fusion(nn.Module):
 
 # %% ../nbs/05_fusion.ipynb #25098793
 class WeightedFusion(Fusion):
-    """A weighted sum of the scenarios, projected once; a subclass says what `weights(h, present, query, scenario)` are.
+    """A weighted sum of the scenarios, projected once; a subclass says what `weights(h, present, query,
+    scenario)` are.
 
     Raises: `ValueError` for a size below 1.
     """
@@ -230,7 +234,8 @@ def masked_softmax(
 ) -> torch.Tensor: # (..., S) float32, or float64 for float64 scores: rows sum to 1, or are 0 where nothing is present
     """Turn scores into weights over what is present; a row with nothing present gets zeros, never NaN.
 
-    A present score of inf takes all the weight, or shares it with others like it; one of -inf gets none, unless no
+    A present score of inf takes all the weight, or shares it with others like it; one of -inf gets none,
+    unless no
     other is present.
 
     Formula: (5.8) `α_s = m_s exp(e_s − M) / Σ_r m_r exp(e_r − M)`.
@@ -238,7 +243,8 @@ def masked_softmax(
     Raises: `ValueError` if the shapes differ or `present` is not bool.
     """
     if e.shape != present.shape:
-        raise ValueError(f"scores and present need one shape, got {tuple(e.shape)} and {tuple(present.shape)}")
+        raise ValueError(
+            f"scores and present need one shape, got {tuple(e.shape)} and {tuple(present.shape)}")
     if present.dtype != torch.bool:
         raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
     dtype = torch.promote_types(e.dtype, torch.float32) # weights of half-precision scores still sum to 1

@@ -33,12 +33,14 @@ def _numbers(x, name):
     if a is None:
         raise ValueError(f"{name} must hold numbers in every row: convert it, and drop rows that lack one")
     if np.isnan(a).any():
-        raise ValueError(f"{name} is NaN in row {np.isnan(a).argmax()}: drop such rows or find out where they come from")
+        raise ValueError(
+            f"{name} is NaN in row {np.isnan(a).argmax()}: drop such rows or find out where they come from")
     return a
 
 def _rows(label, score, hard=None):
     y, s = _numbers(label, "label"), _numbers(score, "score")
-    if len(y) != len(s): raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
+    if len(y) != len(s):
+        raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
     if hard and not np.isin(y, (0, 1)).all():
         row = (~np.isin(y, (0, 1))).argmax()
         raise ValueError(f"label must be 0 or 1 for {hard}, row {row} holds {y[row]:g}: "
@@ -51,11 +53,13 @@ def _rows(label, score, hard=None):
 # %% ../nbs/07_metrics.ipynb #9d642db2
 def _codes(ids, name, rows, sort=False):
     a = ids if isinstance(ids, (pd.Series, pd.Index, pd.Categorical)) else _array(ids)
-    if a.ndim != 1: raise ValueError(f"{name} must have one axis (n,), got shape {a.shape}: pass one id per row")
+    if a.ndim != 1:
+        raise ValueError(f"{name} must have one axis (n,), got shape {a.shape}: pass one id per row")
     if len(a) != rows: raise ValueError(f"{name} has {len(a)} rows, label has {rows}: pass one id per row")
     codes, values = pd.factorize(a, sort=sort)
     if (codes < 0).any():
-        raise ValueError(f"{name} is missing in row {(codes < 0).argmax()}: drop such rows or give them an id")
+        raise ValueError(
+            f"{name} is missing in row {(codes < 0).argmax()}: drop such rows or give them an id")
     return codes, values
 
 # %% ../nbs/07_metrics.ipynb #20e71b2d
@@ -83,7 +87,8 @@ def log_loss(
     score: np.ndarray | torch.Tensor, # (n,) probability of a click, 0 to 1
     eps: float = 1e-15, # Probabilities are moved into [eps, 1 - eps]; 0 lets one sure mistake cost infinity
 ) -> float: # Mean negative log likelihood, in nats
-    """Mean negative log likelihood of the labels, in float64; one sure mistake costs at most -ln(eps) = 34.5 nats.
+    """Mean negative log likelihood of the labels, in float64; one sure mistake costs at most -ln(eps) = 34.5
+    nats.
 
     Formula: (7.2) `-mean(y ln p + (1 - y) ln(1 - p))`.
 
@@ -162,7 +167,8 @@ def auc(
 
     Formula: (7.6) `(Σ_clicked r_i - P(P + 1)/2) / (P N)`.
 
-    Raises: `ValueError` if the labels are of one class or not 0 and 1, for NaN, lengths that differ or no rows.
+    Raises: `ValueError` if the labels are of one class or not 0 and 1, for NaN, lengths that differ or no
+    rows.
     """
     y, s = _rows(label, score, "auc")
     P = y.sum()
@@ -191,7 +197,8 @@ def gauc(
     n, P = np.bincount(g), np.bincount(g, weights=y)
     both = (P > 0) & (P < n)
     if not both.any():
-        raise ValueError(f"gauc: none of the {len(n)} users has both clicks and non-clicks: add rows per user")
+        raise ValueError(
+            f"gauc: none of the {len(n)} users has both clicks and non-clicks: add rows per user")
     R = np.bincount(g, weights=y * mid_ranks(s, g))
     n, P, R = n[both], P[both], R[both]
     return float(np.average((R - P*(P + 1)/2) / (P*(n - P)), weights=n))
@@ -200,7 +207,8 @@ def gauc(
 def _places(label, score, user, metric):
     y, s = _rows(label, score, metric)
     g, _ = _codes(user, "user", len(y))
-    if not y.any(): raise ValueError(f"{metric}: no user has a click (label 1): add rows or leave the metric out")
+    if not y.any():
+        raise ValueError(f"{metric}: no user has a click (label 1): add rows or leave the metric out")
     order = np.lexsort((-s, g))                     # stable: equal scores keep the order of their rows
     y, g = y[order], g[order]
     rows = np.bincount(g)
@@ -220,7 +228,8 @@ def precision_at_k(
 
     Formula: (7.8) `mean_u (1/k) Σ_{j≤k} g_uj`.
 
-    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
+    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
+    rows.
     """
     k = whole_number("k", k)
     y, g, place = _places(label, score, user, "precision_at_k")
@@ -237,7 +246,8 @@ def recall_at_k(
 
     Formula: (7.9) `mean_u (1/P_u) Σ_{j≤k} g_uj`.
 
-    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
+    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
+    rows.
     """
     k = whole_number("k", k)
     y, g, place = _places(label, score, user, "recall_at_k")
@@ -254,7 +264,8 @@ def hit_rate_at_k(
 
     Formula: (7.10) `mean_u max_{j≤k} g_uj`.
 
-    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
+    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
+    rows.
     """
     k = whole_number("k", k)
     y, g, place = _places(label, score, user, "hit_rate_at_k")
@@ -271,11 +282,13 @@ def mrr(
 
     Formula: (7.11) `mean_u [ρ_u ≤ k] / ρ_u`.
 
-    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
+    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
+    rows.
     """
     k = np.inf if k is None else whole_number("k", k)
     y, g, place = _places(label, score, user, "mrr")
-    _, first = np.unique(g[y == 1], return_index=True)      # places rise inside a user, so the first is the best
+    # places rise inside a user, so the first is the best
+    _, first = np.unique(g[y == 1], return_index=True)
     best = place[y == 1][first]
     return float(np.where(best <= k, 1 / best, 0).mean())
 
@@ -290,7 +303,8 @@ def dcg_at_k(
 
     Formula: (7.12) `mean_u Σ_{j≤k} g_uj / log2(1 + j)`.
 
-    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
+    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
+    rows.
     """
     k = whole_number("k", k)
     y, g, place = _places(label, score, user, "dcg_at_k")
@@ -307,15 +321,18 @@ def ndcg_at_k(
 
     Formula: (7.13) `mean_u DCG_u / Σ_{j≤min(P_u, k)} 1 / log2(1 + j)`.
 
-    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques (2002); discount log2(1 + j).
+    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques (2002); discount log2(1
+    + j).
 
-    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no rows.
+    Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
+    rows.
     """
     k = whole_number("k", k)
     y, g, place = _places(label, score, user, "ndcg_at_k")
     discount = (place <= k) / np.log2(1 + place)
     clicks = np.bincount(g, weights=y)
-    return float((_per_clicker(y * discount, y, g) / _per_clicker((place <= clicks[g]) * discount, y, g)).mean())
+    return float((_per_clicker(y * discount, y, g) / _per_clicker((place <= clicks[g]) * discount, y,
+        g)).mean())
 
 # %% ../nbs/07_metrics.ipynb #4b6756a6
 def _flat(lists):
@@ -323,7 +340,8 @@ def _flat(lists):
     if isinstance(lists, pd.DataFrame): lists = lists.to_numpy()
     rows = _array(lists) if isinstance(lists, (np.ndarray, torch.Tensor)) else [_array(row) for row in lists]
     if not len(rows): raise ValueError("lists is empty: pass one list of item ids per user")
-    if isinstance(rows, np.ndarray) and rows.dtype == object and rows.ndim == 1: rows = [_array(row) for row in rows]
+    if isinstance(rows, np.ndarray) and rows.dtype == object and rows.ndim == 1:
+        rows = [_array(row) for row in rows]
     if not (rows.ndim == 2 if isinstance(rows, np.ndarray) else all(row.ndim == 1 for row in rows)):
         raise ValueError("lists must hold one list of item ids per user: wrap a single list as [items]")
     owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
@@ -341,9 +359,11 @@ def _lookup(ids, table, name):
     if labelled and not table.index.is_unique:
         raise ValueError(f"{name} has an item twice in its index: keep one row per item")
     if not labelled and ids.dtype.kind not in "iu":
-        raise ValueError(f"lists holds ids that are not row numbers: pass {name} as a frame or Series indexed by item id")
+        raise ValueError(
+            f"lists holds ids that are not row numbers: pass {name} as a frame or Series indexed by item id")
     rows = table.index.get_indexer(ids) if labelled else np.where(ids < len(table), ids, -1)
-    if (rows < 0).any(): raise ValueError(f"item {ids[rows < 0][0]!s} is in lists and not in {name}: add it there")
+    if (rows < 0).any():
+        raise ValueError(f"item {ids[rows < 0][0]!s} is in lists and not in {name}: add it there")
     return rows
 
 # %% ../nbs/07_metrics.ipynb #b6cab90b
@@ -360,7 +380,8 @@ def catalogue_coverage(
     whole_number("n_items", n_items)
     shown = len(pd.unique(_flat(lists)[0]))
     if shown > n_items:
-        raise ValueError(f"n_items is {n_items}, lists holds {shown} different items: count the whole catalogue")
+        raise ValueError(
+            f"n_items is {n_items}, lists holds {shown} different items: count the whole catalogue")
     return shown / int(n_items)
 
 # %% ../nbs/07_metrics.ipynb #3b728fdd
@@ -376,7 +397,8 @@ def user_coverage(
     """
     whole_number("n_users", n_users)
     served = int((_flat(lists)[2] > 0).sum())
-    if served > n_users: raise ValueError(f"n_users is {n_users}, lists serves {served} users: count all users")
+    if served > n_users:
+        raise ValueError(f"n_users is {n_users}, lists serves {served} users: count all users")
     return served / int(n_users)
 
 # %% ../nbs/07_metrics.ipynb #20c292d2
@@ -388,7 +410,8 @@ def novelty(
 
     Formula: (7.16) `mean_u (1/|L_u|) Σ_{i∈L_u} -log2 π_i`, with `π_i = popularity_i / Σ popularity`.
 
-    Raises: `ValueError` if lists is empty, popularity is negative, NaN or all 0, or a shown item is absent or has 0.
+    Raises: `ValueError` if lists is empty, popularity is negative, NaN or all 0, or a shown item is absent or
+    has 0.
     """
     ids, owner, size = _flat(lists)
     if not len(ids): raise ValueError("lists holds no item: every list is empty")
@@ -415,7 +438,8 @@ def intra_list_diversity(
     (all 0, NaN or infinite).
     """
     ids, owner, size = _flat(lists)
-    if not (size > 1).any(): raise ValueError("lists has no list of two items or more: there is no pair to compare")
+    if not (size > 1).any():
+        raise ValueError("lists has no list of two items or more: there is no pair to compare")
     if isinstance(vectors, Mapping): vectors = pd.DataFrame.from_dict(vectors, orient="index")
     v = _array(vectors).astype(np.float64)
     if v.ndim != 2: raise ValueError(f"vectors must have two axes (n_items, K), got shape {v.shape}")
@@ -423,7 +447,8 @@ def intra_list_diversity(
     length = np.linalg.norm(v, axis=1, keepdims=True)
     bad = ~(np.isfinite(length) & (length > 0)).ravel()
     if bad.any():
-        raise ValueError(f"item {ids[bad][0]!s} has a vector without a direction (0, NaN or infinite): leave it out")
+        raise ValueError(
+            f"item {ids[bad][0]!s} has a vector without a direction (0, NaN or infinite): leave it out")
     start = np.r_[0, size[size > 0].cumsum()[:-1]]
     total = np.add.reduceat(v / length, start, axis=0)
     n, total = size[size > 1], total[size[size > 0] > 1]
@@ -476,7 +501,8 @@ def report(
         raise ValueError("scenario may not be called 'macro' or 'all': rename it")
     parts = np.split(np.argsort(g, kind="stable"), np.bincount(g).cumsum()[:-1])
     parts = {**dict(zip(names, parts)), "all": np.arange(len(y))}
-    frame = pd.DataFrame({name: _describe(y[i], p[i], u[i]) for name, i in parts.items()}).T.rename_axis("scenario")
+    frame = pd.DataFrame({name: _describe(y[i], p[i], u[i]) for name, i in parts.items()}).T.rename_axis(
+        "scenario")
     frame.loc["macro"] = frame.loc["all"]
     frame.loc["macro", "click_rate":] = [macro_average(frame.loc[names, c]) for c in frame.columns[2:]]
     return frame.loc[[*names, "macro", "all"]].astype({"rows": int, "users": int})
@@ -502,7 +528,8 @@ def design_effect(
 def _wants_user(metric):
     try: given = inspect.signature(metric).parameters.values()
     except (TypeError, ValueError): return False
-    needed = [p for p in given if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in given if p.default is p.empty
+              and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return any(p.name == "user" for p in given) or len(needed) >= 3
 
 def _draw_users(user, times, seed):
@@ -530,8 +557,10 @@ def bootstrap_interval(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
-    Raises: `ValueError` for a wrong level or resamples, fewer than two users, a metric that is undefined in more
-    than half of the resamples, NaN, lengths that differ or no rows; and what the metric raises on the whole log.
+    Raises: `ValueError` for a wrong level or resamples, fewer than two users, a metric that is undefined in
+    more
+    than half of the resamples, NaN, lengths that differ or no rows; and what the metric raises on the whole
+    log.
     """
     if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}: 0.95 is usual")
     whole_number("resamples", resamples)
@@ -542,7 +571,9 @@ def bootstrap_interval(
     values = np.array([float(_or_nan(value, *draw)) for draw in _draw_users(g, resamples, seed)])
     values = values[~np.isnan(values)]
     if 2 * len(values) < resamples:
-        raise ValueError(f"metric was undefined in {resamples - len(values)} of {resamples} resamples: add users with clicks")
+        raise ValueError(
+            f"metric was undefined in {resamples - len(values)} of {resamples} resamples: add users with "
+            "clicks")
     return tuple(np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 # %% ../nbs/07_metrics.ipynb #3df94330
@@ -550,7 +581,8 @@ def _bootstrap_columns(label, score, user):
     y, s = _numbers(label, "label"), _array(score)
     if s.ndim not in (1, 2): raise ValueError(f"score must have axes (n,) or (n, m), got shape {s.shape}")
     s = np.stack([_numbers(column, "score") for column in np.atleast_2d(s.T)], axis=1).reshape(s.shape)
-    if len(y) != len(s): raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
+    if len(y) != len(s):
+        raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
     g, ids = _codes(user, "user", len(y))
     if len(ids) < 2: raise ValueError("user holds a single user: an interval over users needs two or more")
     return y, s, g

@@ -74,7 +74,8 @@ def item_gap(
 
 # %% ../nbs/08_model.ipynb #bc036f28
 class BesideOwn(Fusion, name="attention+own"):
-    """Attention with the target scenario's own vector beside it, and a linear map of the two back to width d."""
+    """Attention with the target scenario's own vector beside it, and a linear map of the two back to width
+    d."""
     def __init__(self,
         d: int, # Width of each scenario's vector and of the fused one
         n_scenarios: int, # S, how many scenarios there are
@@ -103,7 +104,8 @@ class BesideOwn(Fusion, name="attention+own"):
 
 # %% ../nbs/08_model.ipynb #136ce48a
 def _layers(name, sizes): # A tuple of sizes
-    if isinstance(sizes, int): raise ValueError(f"{name} is a tuple of sizes, such as ({sizes},), got {sizes!r}")
+    if isinstance(sizes, int):
+        raise ValueError(f"{name} is a tuple of sizes, such as ({sizes},), got {sizes!r}")
     for n in sizes: whole_number(f"{name}: every size", n)
     return tuple(sizes)
 
@@ -112,19 +114,25 @@ def _check_spec(spec, reads): # What the model reads is there
         raise ValueError("the spec has no categories: an InterestModel needs at least the item's id; "
                          "add Categories() to the preprocessor's parts")
     if reads and not spec.item_fields:
-        raise ValueError("the spec has no field of the item, so there is no query; add one, or take fusion 'none'")
+        raise ValueError(
+            "the spec has no field of the item, so there is no query; add one, or take fusion 'none'")
     if reads and not spec.history:
-        raise ValueError("the spec has no history to fuse: add Histories() to the preprocessor's parts, or take fusion 'none'")
+        raise ValueError(
+            "the spec has no history to fuse: add Histories() to the preprocessor's parts, or take fusion "
+            "'none'")
 
 def _sizes(model): # The sizes that follow from the data and the arguments, once these have been checked
     spec, e, reads = model.spec, whole_number("d_embed", model.d_embed), model.fusion != "none"
     if reads and model.fusion not in fusion_names():
-        raise ValueError(f"fusion {model.fusion!r} is unknown; choose from none, {', '.join(fusion_names())}; "
+        raise ValueError(
+            f"fusion {model.fusion!r} is unknown; choose from none, {', '.join(fusion_names())}; "
                          "one of your own is known once it is defined")
-    if not model.widths: raise ValueError("widths is empty: the extractor needs a layer or more; its last width is d")
+    if not model.widths:
+        raise ValueError("widths is empty: the extractor needs a layer or more; its last width is d")
     at, d, S = {f: i for i, f in enumerate(spec.fields)}, model.widths[-1], len(spec.scenarios)
     _check_spec(spec, reads)
-    return SimpleNamespace(reads=reads, S=S, d=d, d_query=len(spec.item_fields)*e, predictors=len(spec.tasks)*(S if model.heads == "per_scenario" else 1),
+    return SimpleNamespace(reads=reads, S=S, d=d, d_query=len(spec.item_fields)*e,
+                           predictors=len(spec.tasks)*(S if model.heads == "per_scenario" else 1),
         columns=[at[f] for f in spec.item_fields], d_in=(len(at) + 1)*e + len(spec.dense) + 2*d*reads)
 
 # %% ../nbs/08_model.ipynb #4f0b71d2
@@ -138,12 +146,14 @@ def _check_batch(batch, spec): # Every part is there, and every axis that both k
             raise ValueError(f"the batch does not fit the model's spec: Batch.{name}: {e}; "
                              "use the preprocessor that the model was trained with") from None
 
-def _extract(model, batch): # h (B, S, d); where rows share histories and no gradient is asked for, each is read once
+# h (B, S, d); where rows share histories and no gradient is asked for, each is read once
+def _extract(model, batch):
     table, row = batch.history_table.to(model.scenario_embedding.weight.dtype), batch.history_row
     alone = torch.is_grad_enabled() or torch.compiler.is_compiling() or len(table) >= len(row)
     return model.extract(table[row]) if alone else model.extract(table)[row]
 
-def _by_task(logits, scenario, n_tasks): # (B,) or (B, T) from the heads, task by task and in each scenario by scenario
+# (B,) or (B, T) from the heads, task by task and in each scenario by scenario
+def _by_task(logits, scenario, n_tasks):
     if len(logits) == 1: return logits[0]
     logits = torch.stack(logits, 1).unflatten(1, (n_tasks, -1))
     own = scenario if logits.shape[2] > 1 else torch.zeros_like(scenario)
@@ -204,7 +214,8 @@ def _arguments(kind): # Of a class: name and default; inspect.Parameter.empty wh
 def _known_arguments(kind, given): # A slip of the pen in a name
     known = _arguments(kind)
     if wrong := [name for name in given if name not in known]:
-        raise ValueError(f"model {kind.name!r} has no argument {wrong[0]!r}; it has {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"model {kind.name!r} has no argument {wrong[0]!r}; it has {', '.join(known) or 'none'}")
     return known
 
 def build(
@@ -222,9 +233,11 @@ def build(
 
 # %% ../nbs/08_model.ipynb #34c78ab6
 class Recommender(nn.Module):
-    """What every model is: a module that knows its `spec` and its own arguments, and maps a batch to log-odds.
+    """What every model is: a module that knows its `spec` and its own arguments, and maps a batch to
+    log-odds.
 
-    A subclass takes `spec` first, keeps every other argument under its own name, and defines `forward`. It is known
+    A subclass takes `spec` first, keeps every other argument under its own name, and defines `forward`. It is
+    known
     by its name as soon as it is defined: `class Star(Recommender, name="star")`.
 
     Raises: `ValueError` for a spec that is not one, or a name that is taken.
@@ -239,12 +252,15 @@ class Recommender(nn.Module):
     ):
         super().__init__()
         if not isinstance(spec, Spec):
-            hint = "pass its spec" if isinstance(getattr(spec, "spec", None), Spec) else "a Spec comes from a fitted preprocessor"
-            raise ValueError(f"{type(self).__name__} needs a Spec, got {type(spec).__name__}: {hint}: prep.spec")
+            hint = "pass its spec" if isinstance(getattr(spec, "spec", None),
+                                                 Spec) else "a Spec comes from a fitted preprocessor"
+            raise ValueError(
+                f"{type(self).__name__} needs a Spec, got {type(spec).__name__}: {hint}: prep.spec")
         self.spec = spec
 
     def get_params(self) -> dict: # Name: value
-        """The arguments it was made with, the spec aside. Raises: `TypeError` naming one that `__init__` does not keep."""
+        """The arguments it was made with, the spec aside. Raises: `TypeError` naming one that `__init__` does
+        not keep."""
         return get_params(self, skip=("spec",))
 
     def loss(self, batch: Batch) -> torch.Tensor: # Scalar, nats per row
@@ -255,7 +271,8 @@ class Recommender(nn.Module):
         """Score each row and say how much each scenario's history counted."""
 
     def item_vectors(self, batch: Batch) -> torch.Tensor: # (B, m) float
-        """What each row's item is like, for lists that shall not be all alike; here by what the batch tells of it."""
+        """What each row's item is like, for lists that shall not be all alike; here by what the batch tells
+        of it."""
         return content_vectors(batch, self.spec)
 
     @classmethod
@@ -263,21 +280,25 @@ class Recommender(nn.Module):
         schema, # Which column is what
         items, # The table of items
     ) -> tuple | None: # Parts of a preprocessor; None takes the usual four
-        """What the preprocessor of this model is made of, where the usual parts will not do; the command asks for it."""
+        """What the preprocessor of this model is made of, where the usual parts will not do; the command asks
+        for it."""
 
     def serving(self, prep): # A rank.Scorer
-        """What scores all items for some users; by the whole forward pass, unless the model knows a shorter way."""
+        """What scores all items for some users; by the whole forward pass, unless the model knows a shorter
+        way."""
         return multiscene_rec.rank.Scorer(self, prep)
 
     def save(self, folder: str | Path) -> str: # The record's checksum
-        """Keep it. Raises: `ValueError` for a tensor that is not finite, `TypeError` for an argument that JSON cannot hold."""
+        """Keep it. Raises: `ValueError` for a tensor that is not finite, `TypeError` for an argument that
+        JSON cannot hold."""
         return _save(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender": # The same model, on the CPU, in evaluation mode
         """Build a saved model again.
 
-        Raises: `FileNotFoundError`, `ValueError` for a damaged file, `ImportError` for a model that is not defined here.
+        Raises: `FileNotFoundError`, `ValueError` for a damaged file, `ImportError` for a model that is not
+        defined here.
         """
         return _load(cls, Path(folder))
 
@@ -286,13 +307,15 @@ def content_vectors(
     batch: Batch, # B rows
     spec: Spec, # What they hold
 ) -> torch.Tensor: # (B, m) float32; cosines count equal words, near numbers and alike vectors
-    """What a batch tells of its items: their vectors, their numbers, and for each category a random direction per word.
+    """What a batch tells of its items: their vectors, their numbers, and for each category a random direction
+    per word.
 
     The last category counts only where it is the only one: it is the item's own id, which no two items share.
 
     Raises: `ValueError` if the spec has no features of the item.
     """
-    parts = [batch.tables[f.name][batch.item_row] for f in spec.of("vector", "item") if f.name in batch.tables]
+    parts = [batch.tables[f.name][batch.item_row] for f in spec.of("vector", "item")
+             if f.name in batch.tables]
     names, fields = list(spec.fields), spec.of("category", "item")
     if len(spec.item_dense): parts.append(batch.dense[:, [spec.dense.index(c) for c in spec.item_dense]])
     for f in fields[:-1] or fields:
@@ -309,7 +332,8 @@ def content_vectors(
 class InterestModel(Recommender, name="interest"):
     """Predict interest from one history per scenario: extract, fuse, predict.
 
-    Raises: `ValueError` for an unknown fusion, empty widths, a size below 1, or a spec that lacks what the fusion reads.
+    Raises: `ValueError` for an unknown fusion, empty widths, a size below 1, or a spec that lacks what the
+    fusion reads.
     """
     def __init__(self,
         spec: Spec, # Sizes of the data, from Preprocessor.spec
@@ -320,7 +344,8 @@ class InterestModel(Recommender, name="interest"):
         hidden: tuple = (64,), # ReLU layers of a head; () makes it linear
     ):
         super().__init__(spec)
-        if heads not in ("shared", "per_scenario"): raise ValueError(f"heads must be 'shared' or 'per_scenario', got {heads!r}")
+        if heads not in ("shared", "per_scenario"):
+            raise ValueError(f"heads must be 'shared' or 'per_scenario', got {heads!r}")
         self.fusion, self.heads, self.d_embed = fusion, heads, d_embed
         self.widths, self.hidden = _layers("widths", widths), _layers("hidden", hidden)
         n = _sizes(self)
@@ -336,7 +361,8 @@ class InterestModel(Recommender, name="interest"):
     def forward(self,
         batch: Batch, # B rows
     ) -> torch.Tensor: # (B,) log-odds of a click; (B, T) for T tasks
-        """Score each row. Formula: (8.4). Raises: `ValueError` naming the axis in which the batch does not fit the spec."""
+        """Score each row. Formula: (8.4). Raises: `ValueError` naming the axis in which the batch does not
+        fit the spec."""
         return self._scored(batch)[0]
 
     def explain(self,
@@ -364,7 +390,8 @@ class InterestModel(Recommender, name="interest"):
         return multiscene_rec.rank.InterestScorer(self, prep)
 
 # %% ../nbs/08_model.ipynb #41f19cd6
-_FORMULAS = ("none", "own", "mean", "concat", "attention", "attention+own") # The fusions that the formulas below know
+# The fusions that the formulas below know
+_FORMULAS = ("none", "own", "mean", "concat", "attention", "attention+own")
 
 def _linear(*sizes): # L(a, b, c, …): weights and constants of a chain of linear layers
     return sum((a + 1)*b for a, b in pairwise(sizes))
@@ -373,7 +400,8 @@ def _fusion_size(kind, d, S, d_query): # Parameters of a fusion
     if kind != "attention+own": return fusion_parameters(kind, d, S, d_query)
     return sum(fusion_parameters(k, d, S, d_query) for k in ("attention", "own")) + _linear(2*d, d)
 
-def _described(spec, options): # The arguments with their defaults, and the sizes that follow: all that the formulas need
+# The arguments with their defaults, and the sizes that follow: all that the formulas need
+def _described(spec, options):
     o = SimpleNamespace(spec=spec, **_known_arguments(InterestModel, options) | options)
     if o.fusion in fusion_names() and o.fusion not in _FORMULAS:
         raise ValueError(f"the formulas know the fusions {', '.join(_FORMULAS)}, not {o.fusion!r}: "
@@ -395,7 +423,8 @@ def parameters_by_formula(
     o, n = _described(spec, options)
     parts = dict(embed=sum(spec.fields.values())*o.d_embed, scenario_embedding=n.S*o.d_embed)
     if n.reads:
-        parts |= dict(extract=_linear(spec.history, *o.widths), fuse=_fusion_size(o.fusion, n.d, n.S, n.d_query),
+        parts |= dict(extract=_linear(spec.history, *o.widths),
+                      fuse=_fusion_size(o.fusion, n.d, n.S, n.d_query),
                       item_projection=_linear(n.d_query, n.d))
     return parts | dict(predictors=n.predictors*_linear(n.d_in, *o.hidden, 1))
 
@@ -426,10 +455,12 @@ def scenario_cost(
     o, n = _described(spec, options)
     cost = o.d_embed + (o.heads == "per_scenario")*len(spec.tasks)*_linear(n.d_in, *o.hidden, 1)
     if not n.reads: return cost
-    return cost + columns*o.widths[0] + {"concat": n.d**2 + n.d, "attention": n.d, "attention+own": n.d}.get(o.fusion, 0)
+    return cost + columns*o.widths[0] + {"concat": n.d**2 + n.d, "attention": n.d,
+                                         "attention+own": n.d}.get(o.fusion, 0)
 
 # %% ../nbs/08_model.ipynb #86fb7acc
-def _products(*sizes): # M(a, b, c, …): multiplications and additions of a chain of matrix products, for one row
+# M(a, b, c, …): multiplications and additions of a chain of matrix products, for one row
+def _products(*sizes):
     return sum(2*a*b for a, b in pairwise(sizes))
 
 def _fusion_work(kind, d, S, d_query): # Of one row
@@ -456,7 +487,8 @@ def flops_by_formula(
     read = n_rows if n_histories is None else min(n_rows, n_histories)
     parts = dict(embed=0, scenario_embedding=0)
     if n.reads:
-        parts |= dict(extract=read*n.S*_products(spec.history, *o.widths), item_projection=n_rows*_products(n.d_query, n.d),
+        parts |= dict(extract=read*n.S*_products(spec.history, *o.widths),
+                      item_projection=n_rows*_products(n.d_query, n.d),
                       fuse=n_rows*_fusion_work(o.fusion, n.d, n.S, n.d_query))
     return parts | dict(predictors=n_rows*n.predictors*_products(n.d_in, *o.hidden, 1))
 
@@ -465,7 +497,8 @@ def count_flops(
     model: nn.Module, # Any model
     batch: Batch, # B rows to score
 ) -> dict[str, int]: # Floating-point operations of each part's matrix products in the forward pass; rest: outside all parts
-    """Count the work of scoring some rows with PyTorch's own counter, which counts matrix products and nothing else."""
+    """Count the work of scoring some rows with PyTorch's own counter, which counts matrix products and
+    nothing else."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(): model(batch)
     own = f"{type(model).__name__}."
     counted = {path: sum(work.values()) for path, work in counter.get_flop_counts().items()}
@@ -484,7 +517,8 @@ def size_table(
     batch: Batch | None = None, # Rows to count the work of; None leaves that column out
 ) -> pd.DataFrame: # One line per part and one for the total: parameters, parameters_share; with a batch flops, flops_share
     """Where a model's parameters are and where its work is, counted."""
-    columns = dict(parameters=count_parameters(model)) | ({} if batch is None else dict(flops=count_flops(model, batch)))
+    columns = dict(parameters=count_parameters(model)) | ({} if batch is None
+                                                          else dict(flops=count_flops(model, batch)))
     table = pd.DataFrame(columns).fillna(0).astype("int64")
     table.loc["total"] = table.sum()
     for name in columns: table[f"{name}_share"] = table[name]/max(table.loc["total", name], 1)
@@ -509,15 +543,18 @@ def start_loss(
 # %% ../nbs/08_model.ipynb #f09b6c27
 def _check_logits(logits, label, tasks): # The mistakes that broadcasting would hide
     if not isinstance(logits, torch.Tensor):
-        raise ValueError(f"the model returned {type(logits).__name__}, expected log-odds of shape (B,) or (B, T): "
+        raise ValueError(
+            f"the model returned {type(logits).__name__}, expected log-odds of shape (B,) or (B, T): "
                          "return them alone, and what explains them from explain")
     fits = logits.ndim == 1 and len(tasks) == 1 or logits.ndim == 2 and logits.shape[1] == len(tasks) > 1
     if fits and logits.shape == label.shape: return
     if logits.ndim == 2 and logits.shape[1] == 1:
         raise ValueError(f"the model returned shape {tuple(logits.shape)}, expected ({len(logits)},): "
                          "end its forward with .squeeze(1)")
-    raise ValueError(f"the model returned shape {tuple(logits.shape)} for labels of shape {tuple(label.shape)} and tasks "
-                     f"{', '.join(t.name for t in tasks)}: one column per task, and for a single task no axis at all")
+    raise ValueError(
+        f"the model returned shape {tuple(logits.shape)} for labels of shape {tuple(label.shape)} and tasks "
+                     f"{', '.join(t.name for t in tasks)}: one column per task, and for a single task no "
+                     "axis at all")
 
 # %% ../nbs/08_model.ipynb #6aa52fd2
 def task_loss(
@@ -533,7 +570,8 @@ def task_loss(
     """
     _check_logits(logits, label, tasks)
     if odd := [task for task in tasks if task.kind != "binary"]:
-        raise ValueError(f"task {odd[0].name!r} is of kind {odd[0].kind!r}: a model for it defines its own loss")
+        raise ValueError(
+            f"task {odd[0].name!r} is of kind {odd[0].kind!r}: a model for it defines its own loss")
     if logits.ndim == 1: logits, label = logits[:, None], label[:, None]
     each = [bce_with_logits(logits[:, k], label[:, k]) for k in range(len(tasks))]
     return sum(loss if task.weight == 1 else task.weight*loss for task, loss in zip(tasks, each))
@@ -545,8 +583,10 @@ def _without_history(batch): # The same rows, with no history in any scenario
 
 def _with_noise(batch): # The same rows, with noise where a scenario is absent
     if "present_table" not in batch.tables: return batch
-    noise = torch.randn(batch.history_table.shape, generator=torch.Generator().manual_seed(0)).to(batch.device)
-    return with_parts(batch, history_table=torch.where(batch.present_table.unsqueeze(-1), batch.history_table, 10*noise))
+    noise = torch.randn(batch.history_table.shape, generator=torch.Generator().manual_seed(0)).to(
+        batch.device)
+    return with_parts(batch, history_table=torch.where(batch.present_table.unsqueeze(-1), batch.history_table,
+                                                       10*noise))
 
 def _without_gradient(model, batch): # Names of the parameters that these rows do not move
     with torch.enable_grad():
@@ -569,7 +609,8 @@ def check_model(
     order = torch.arange(len(batch) - 1, -1, -1)
     with torch.inference_mode():
         logits = model(batch)
-        found = {"first loss is log 2": (model.loss(batch) - math.log(2)*sum(t.weight for t in model.spec.tasks), .1),
+        found = {"first loss is log 2":
+                 (model.loss(batch) - math.log(2)*sum(t.weight for t in model.spec.tasks), .1),
                  "nobody present gives numbers": ((~model(_without_history(batch)).isfinite()).sum(), 0),
                  "rows permuted, logits permuted": ((model(batch[order]) - logits[order]).abs().max(), 1e-4),
                  "absent content does not matter": ((model(_with_noise(batch)) - logits).abs().max(), 1e-4)}
@@ -582,11 +623,13 @@ def check_model(
 # %% ../nbs/08_model.ipynb #ffe469e4
 _FORMAT = 3
 
-def _packed(x): # JSON has one kind of list; here a bare one is a tuple, so that both come back as what they were
+# JSON has one kind of list; here a bare one is a tuple, so that both come back as what they were
+def _packed(x):
     if isinstance(x, tuple): return [_packed(v) for v in x]
     if isinstance(x, list): return dict(list=[_packed(v) for v in x])
     if not isinstance(x, dict): return x
-    if odd := [k for k in x if not isinstance(k, str)]: raise TypeError(f"the key {odd[0]!r} of a dict is not text")
+    if odd := [k for k in x if not isinstance(k, str)]:
+        raise TypeError(f"the key {odd[0]!r} of a dict is not text")
     return dict(dict={k: _packed(v) for k, v in x.items()})
 
 def _unpacked(x): # The way back
@@ -601,7 +644,9 @@ def _as_json(model): # The arguments, as plain data
             out[name] = _packed(value)
             json.dumps(out[name], allow_nan=False)
         except (TypeError, ValueError) as e:
-            raise TypeError(f"{type(model).__name__}.save: argument {name!r} is {repr(value)[:60]}, which JSON cannot hold "
+            raise TypeError(
+                f"{type(model).__name__}.save: argument {name!r} is {repr(value)[:60]}, which JSON cannot "
+                "hold "
                             f"({e}): use numbers, text, None, and tuples, lists and dicts of these") from None
     return out
 
@@ -609,12 +654,15 @@ def _as_json(model): # The arguments, as plain data
 def _save(model, folder):
     kind, weights = type(model), model.state_dict()
     check_finite(weights, f"{kind.__name__}.save")
-    about = dict(format=_FORMAT, model=kind.name, defined=f"{kind.__module__}:{kind.__qualname__}", needs=_needs(model),
+    about = dict(format=_FORMAT, model=kind.name, defined=f"{kind.__module__}:{kind.__qualname__}",
+                 needs=_needs(model),
                  spec=asdict(model.spec), params=_as_json(model))
     return write_record(folder, "model", about, weights)
 
 def _needs(model): # Modules of the user's own that define a part of it, such as a fusion
-    return sorted({type(part).__module__ for part in model.modules()} - {"__main__", *(name for name in sys.modules if name.startswith(("torch.", "multiscene_rec.")))})
+    return sorted({type(part).__module__ for part in model.modules()}
+                  - {"__main__",
+                     *(name for name in sys.modules if name.startswith(("torch.", "multiscene_rec.")))})
 
 def _tuples(x): # Lists, at any depth, as tuples
     if isinstance(x, dict): return {k: _tuples(v) for k, v in x.items()}
@@ -625,14 +673,18 @@ def spec_from(
 ) -> Spec:
     """A Spec from plain data. Raises: `ValueError` or `TypeError` for what is not one."""
     plain = _tuples(plain)
-    features, tasks = (tuple(kind(**x) for x in plain[name]) for name, kind in (("features", Feature), ("tasks", Task)))
+    features, tasks = (tuple(kind(**x) for x in plain[name]) for name,
+                       kind in (("features", Feature), ("tasks", Task)))
     return Spec(**plain | dict(features=features, tasks=tasks))
 
 # %% ../nbs/08_model.ipynb #3b6a80d4
 def _not_here(path, name, defined): # What to do about a model that is not defined in this process
     module, _, kind = str(defined).partition(":")
-    remedy = f"run the cell or script that defines class {kind}" if module == "__main__" else f"import {module}"
-    return ImportError(f"{path} holds a model {name!r}, defined in {defined}, which is not here: {remedy} first, then load again")
+    remedy = (f"run the cell or script that defines class {kind}" if module == "__main__"
+              else f"import {module}")
+    return ImportError(
+        f"{path} holds a model {name!r}, defined in {defined}, which is not here: {remedy} first, then load "
+        "again")
 
 def _load(cls, folder):
     about, weights = read_record(folder, "model", "Recommender.save", _FORMAT)
@@ -649,14 +701,22 @@ def _load(cls, folder):
     try: return build_from(folder/"model", lambda: kind(spec, **params), weights).eval()
     except ValueError as e:
         absent = [module for module in about.get("needs", ()) if module not in sys.modules]
-        if absent: raise ImportError(f"{path} holds a {kind.__name__} with parts that {absent[0]} defines: import {absent[0]} first, then load again") from e
+        if absent:
+            raise ImportError(
+                f"{path} holds a {kind.__name__} with parts that {absent[0]} defines: import {absent[0]} "
+                "first, then load again") from e
         raise
 
 # %% ../nbs/08_model.ipynb #3dea6975
-_USE = "Ordering items for a known kind of user within one of the scenarios above, as one signal among others, offline or behind a test."
-_LIMITS = ("- It learned from what was shown. It cannot know how items would do that were never shown, and it repeats the choices of the system that showed them.",
-    "- Ids that training did not hold share one vector per field, unknown; histories shorter than those of training make scores less certain.",
-    "- Scores are probabilities of a click at training time. Check calibration before using them as such, and again when traffic changes.",
+_USE = ("Ordering items for a known kind of user within one of the scenarios above, as one signal among "
+        "others, offline or behind a test.")
+_LIMITS = (
+    "- It learned from what was shown. It cannot know how items would do that were never shown, and it "
+    "repeats the choices of the system that showed them.",
+    "- Ids that training did not hold share one vector per field, unknown; histories shorter than those of "
+    "training make scores less certain.",
+    "- Scores are probabilities of a click at training time. Check calibration before using them as such, "
+    "and again when traffic changes.",
     "- Do not use it for decisions about people: credit, work, housing, prices for one person.")
 
 def _cell(x): # A value as text: four digits, thousands apart
@@ -665,22 +725,27 @@ def _cell(x): # A value as text: four digits, thousands apart
 
 def _markdown(frame): # A frame as a Markdown table; the index is the first column
     lines = [[frame.index.name or "", *map(str, frame.columns)]]
-    lines += [[_cell(name), *(_cell(getattr(x, "item", lambda x=x: x)()) for x in row)] for name, *row in frame.itertuples(name=None)]
+    lines += [[_cell(name), *(_cell(getattr(x, "item", lambda x=x: x)()) for x in row)] for name,
+              *row in frame.itertuples(name=None)]
     rule = [["---", *["---:"]*len(frame.columns)]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines[:1] + rule + lines[1:])
 
 # %% ../nbs/08_model.ipynb #1b3d4bb2
 def _told(features): # In words
     unit = dict(category="ids", sequence="events")
-    return ", ".join(f.name if f.kind == "number" else f"{f.name} ({f.size:,} {unit.get(f.kind, 'numbers')})" for f in features)
+    return ", ".join(f.name if f.kind == "number" else f"{f.name} ({f.size:,} {unit.get(f.kind, 'numbers')})"
+                     for f in features)
 
 def _facts(model): # What is known of the data and of the architecture
     spec, params = model.spec, model.get_params()
-    facts = [("model", f"{type(model).__name__}, {', '.join(f'{k} {v}' for k, v in params.items()) or 'no arguments'}"),
+    facts = [
+        ("model",
+         f"{type(model).__name__}, {', '.join(f'{k} {v}' for k, v in params.items()) or 'no arguments'}"),
              ("scenarios", f"{len(spec.scenarios)}: {', '.join(map(str, spec.scenarios))}"),
              ("predicts", ", ".join(t.name for t in spec.tasks))]
     for of in ("item", "user", "context"):
-        if found := [f for f in spec.features if f.of == of]: facts.append((f"features of the {of}", _told(found)))
+        if found := [f for f in spec.features if f.of == of]:
+            facts.append((f"features of the {of}", _told(found)))
     return facts
 
 # %% ../nbs/08_model.ipynb #4cb7670f
@@ -695,17 +760,22 @@ def model_card(
     rows: Sequence = (), # Lines about the rows: where they came from and where they went
     made: Sequence = (), # Further lines on how the model was trained
 ) -> str: # Markdown
-    """Describe a model on one page: what it is, data, size, measurements, seed, versions, intended use and limits."""
+    """Describe a model on one page: what it is, data, size, measurements, seed, versions, intended use and
+    limits."""
     size = size_table(model, batch)
     counted = "Parameters." if batch is None else "Parameters, and FLOPs of the matrix products for one row."
     facts = "\n".join(f"- {name}: {text}" for name, text in _facts(model))
     found = [] if not len(rows) else ["## Rows", "\n".join(f"- {line}" for line in rows)]
-    versions = f"multiscene_rec {multiscene_rec.__version__}, torch {torch.__version__.split('+')[0]}, file format {_FORMAT}"
-    parts = [f"# {title}", "Predicts how likely a user is to click an item in a scenario, or to do what else it names below.",
+    versions = (f"multiscene_rec {multiscene_rec.__version__}, torch {torch.__version__.split('+')[0]}, file "
+                f"format {_FORMAT}")
+    parts = [f"# {title}",
+             "Predicts how likely a user is to click an item in a scenario, or to do what else it names "
+             "below.",
         "## Data and architecture", f"- data: {data}\n{facts}",
         *found, "## Size", counted, _markdown(size[[c for c in ("parameters", "flops") if c in size]]),
         "## Measurements", "None were given." if metrics is None else _markdown(metrics),
         "## How to make it again",
-        "\n".join(f"- {line}" for line in (f"seed: {'not stated' if seed is None else seed}", f"versions: {versions}", *made)),
+        "\n".join(f"- {line}" for line in (f"seed: {'not stated' if seed is None else seed}",
+                                           f"versions: {versions}", *made)),
         "## Intended use", use, "## Limits", "\n".join(_LIMITS)]
     return "\n\n".join(parts) + "\n"

@@ -111,7 +111,8 @@ def bce_with_logits(
     Raises: `ValueError` if the shapes differ (they would broadcast without a word) or there is no row.
     """
     if logits.shape != label.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} and label {tuple(label.shape)} must have the same shape")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and label {tuple(label.shape)} must have the same shape")
     if not logits.numel(): raise ValueError("a mean over no rows: logits and label are empty")
     ell = logits if logits.dtype == torch.float64 else logits.float()
     y = label.to(ell.dtype)
@@ -160,11 +161,13 @@ def _label_and_prob(label, prob):
     "Both as float64 arrays of one length, checked."
     y, p = float_array(label), float_array(prob)
     if y.ndim != 1 or y.shape != p.shape or not len(y):
-        raise ValueError(f"label {y.shape} and prob {p.shape} must be two lists of the same length, at least 1")
+        raise ValueError(
+            f"label {y.shape} and prob {p.shape} must be two lists of the same length, at least 1")
     for name, x in (("label", y), ("prob", p)):
         bad = np.flatnonzero(~((x >= 0) & (x <= 1)))
         if len(bad):
-            raise ValueError(f"{name} must lie in [0, 1], row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
+            raise ValueError(
+                f"{name} must lie in [0, 1], row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
     return y, p
 
 # %% ../nbs/06_predictor.ipynb #4ad65255
@@ -185,7 +188,8 @@ def calibration_table(
     at = np.minimum((p*bins).astype(int), bins - 1)
     rows = np.bincount(at, minlength=bins)
     share = [np.bincount(at, x, minlength=bins)/np.where(rows, rows, np.nan) for x in (p, y, p*(1 - p))]
-    table = pd.DataFrame(dict(low=edges[:-1], high=edges[1:], rows=rows, mean_prob=share[0], click_rate=share[1]))
+    table = pd.DataFrame(dict(low=edges[:-1], high=edges[1:], rows=rows, mean_prob=share[0],
+                              click_rate=share[1]))
     return table.assign(gap=share[1] - share[0], noise=np.sqrt(share[2]/np.where(rows, rows, np.nan)))
 
 # %% ../nbs/06_predictor.ipynb #3095bae7
@@ -194,7 +198,8 @@ def expected_calibration_error(
     prob, # (n,) array or tensor in [0, 1]: what the model said
     bins: int = 10, # Number of equal bins on [0, 1]
 ) -> float: # Mean absolute gap, between 0 and 1
-    """Mean size of the calibration gap, bins weighted by their rows; above 0 by luck even for a perfect model.
+    """Mean size of the calibration gap, bins weighted by their rows; above 0 by luck even for a perfect
+    model.
 
     Formula: (6.12) `Σ |R_b|/n · |gap_b|`.
 
@@ -334,7 +339,8 @@ def laplace_posterior(
     """
     if X.shape[:-1] != y.shape or y.shape != offset.shape or prior_mean.shape != (*X.shape[:-2], X.shape[-1]):
         raise ValueError(f"X (..., n, D), y (..., n), offset (..., n), prior_mean (..., D) do not fit: "
-                         f"{tuple(X.shape)}, {tuple(y.shape)}, {tuple(offset.shape)}, {tuple(prior_mean.shape)}")
+                         f"{tuple(X.shape)}, {tuple(y.shape)}, {tuple(offset.shape)}, "
+                         f"{tuple(prior_mean.shape)}")
     theta, args = prior_mean, (X, y, offset, prior_mean)
     for _ in range(100):
         target = newton_step(theta, *args)
@@ -362,18 +368,21 @@ def probit_average(
 
 # %% ../nbs/06_predictor.ipynb #30290ac3
 def _past(mall, events):
-    "User rows of the events; the log in order of user and time; where each event's past starts and ends in it."
+    """User rows of the events; the log in order of user and time; where each event's past starts and ends
+    in it."""
     log, users = mall.events, mall.users["user_id"]
     user = _positions(events["user_id"], users, "user_id", "mall.users")
     owner = _positions(log["user_id"], users, "user_id", "mall.users")
-    times, code = np.unique(np.concatenate([log["timestamp"].to_numpy(), events["timestamp"].to_numpy()]), return_inverse=True)
+    times, code = np.unique(np.concatenate([log["timestamp"].to_numpy(), events["timestamp"].to_numpy()]),
+                            return_inverse=True)
     key = np.concatenate([owner, user])*len(times) + code
     order = np.argsort(key[:len(log)], kind="stable")
     in_order = key[:len(log)][order]
     return user, order, np.searchsorted(in_order, user*len(times)), np.searchsorted(in_order, key[len(log):])
 
 def _groups(user, start, end, width, budget=400_000):
-    "Batches of equal pasts, longest first: one event of each past, the rows that share them, and which of them."
+    """Batches of equal pasts, longest first: one event of each past, the rows that share them, and which
+    of them."""
     _, first, member = np.unique(np.stack([user, end]), axis=1, return_index=True, return_inverse=True)
     longest = np.argsort(start[first] - end[first], kind="stable")
     place = np.argsort(longest)[member.ravel()]
@@ -391,7 +400,8 @@ def observable_ceiling(
     mall, # A Mall (data.toy_mall); all of mall.events counts as the past where it is earlier
     events: pd.DataFrame, # n rows with user_id, item_id, scenario, timestamp; labels are not looked at
 ) -> np.ndarray: # (n,) float64: probability of a click given the log before each row
-    """The best prediction that the log allows: the mall is known, tastes are inferred from strictly earlier events.
+    """The best prediction that the log allows: the mall is known, tastes are inferred from strictly earlier
+    events.
 
     Formula: (6.20) `σ((o + xᵀθ̂)/√(1 + π xᵀΣx/8))`.
 
@@ -399,14 +409,16 @@ def observable_ceiling(
     """
     user, order, start, end = _past(mall, events)
     (X, o), (X_log, o_log), n = design_rows(mall, events), design_rows(mall, mall.events), len(mall.events)
-    X_log, o_log, order = np.vstack([X_log, np.zeros((1, X.shape[1]))]), np.append(o_log, 0.), np.append(order, n)
+    X_log, o_log, order = np.vstack([X_log, np.zeros((1, X.shape[1]))]), np.append(o_log,
+        0.), np.append(order, n)
     y_log = np.append(mall.events["clicked"].to_numpy(dtype=np.float64), 0.)
     prior = torch.tensor(mall.prior_mean, dtype=torch.float64).flatten(1)
     p = np.empty(len(events))
     for lead, rows, own in _groups(user, start, end, X.shape[1]):
         span = start[lead, None] + np.arange((end - start)[lead].max())
         past = np.where(span < end[lead, None], order[np.minimum(span, n)], n)
-        mode, cov = laplace_posterior(*(torch.from_numpy(a[past]) for a in (X_log, y_log, o_log)), prior[user[lead]])
+        mode, cov = laplace_posterior(*(torch.from_numpy(a[past]) for a in (X_log, y_log, o_log)),
+                                      prior[user[lead]])
         x = torch.from_numpy(X[rows])
         mu = torch.from_numpy(o[rows]) + (x*mode[own]).sum(-1)
         p[rows] = probit_average(mu, ((x[:, None] @ cov[own])[:, 0]*x).sum(-1)).numpy()

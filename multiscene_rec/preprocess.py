@@ -27,8 +27,11 @@ from .storage import pack_frame, read_record, record_checksum, unpack_frame, wri
 # %% ../nbs/03_preprocess.ipynb #52948da6
 def _check_log(log, columns, what): # All columns there, every row with a label of its own
     missing = [c for c in columns if c not in log.columns]
-    if missing: raise ValueError(f"{what}: there is no column {missing[0]!r}; the columns are {', '.join(map(str, log.columns))}")
-    if not log.index.is_unique: raise ValueError(f"{what}: row labels stand twice; use log.reset_index(drop=True)")
+    if missing:
+        raise ValueError(
+            f"{what}: there is no column {missing[0]!r}; the columns are {', '.join(map(str, log.columns))}")
+    if not log.index.is_unique:
+        raise ValueError(f"{what}: row labels stand twice; use log.reset_index(drop=True)")
 
 def _as_float(column): # Numbers; what is no number becomes nan
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=np.nan)
@@ -49,14 +52,17 @@ def _bad_price(column, limit): # Not finite, not above 0, or more than limit tim
     return ~good | (x > limit*np.median(x[good])) if good.any() else ~good
 
 # %% ../nbs/03_preprocess.ipynb #a4a9a050
-def _one_spelling(column): # The column with each name in its commonest spelling, and where that changed something
+# The column with each name in its commonest spelling, and where that changed something
+def _one_spelling(column):
     code, words = pd.factorize(column)
     words = pd.Series(np.asarray(words, dtype=object), dtype=object)
     text = words.map(lambda v: isinstance(v, str) and v.strip() != "").to_numpy(dtype=bool)
-    names = pd.DataFrame(dict(short=words[text].map(str.strip), rows=np.bincount(code[code >= 0], minlength=len(words))[text]))
+    names = pd.DataFrame(dict(short=words[text].map(str.strip),
+                              rows=np.bincount(code[code >= 0], minlength=len(words))[text]))
     names["folded"] = names.short.map(str.casefold)
     best = names.groupby(["folded", "short"], as_index=False).rows.sum()
-    best = best.sort_values(["rows", "short"], ascending=[False, True]).drop_duplicates("folded").set_index("folded").short
+    best = best.sort_values(["rows", "short"], ascending=[False, True]).drop_duplicates("folded").set_index(
+        "folded").short
     spelled = words.copy()
     spelled[text] = names.folded.map(best)
     changed = np.append(text & (spelled != words).to_numpy(dtype=bool), False)[code]
@@ -64,22 +70,29 @@ def _one_spelling(column): # The column with each name in its commonest spelling
     return pd.Series(out, index=column.index, name=column.name, dtype=object), changed
 
 # %% ../nbs/03_preprocess.ipynb #63a085d7
-def _says_label(log, c, schema): # A column such as event, view or click, tells the rows of one exposure apart, not exposures
+# A column such as event, view or click, tells the rows of one exposure apart, not exposures
+def _says_label(log, c, schema):
     rows = log[c].value_counts()
-    if log[c].dtype.kind == "f" or not 1 < len(rows) <= 10 or rows.min() < 5: return False # few rows agree by chance
-    return any(log[y].nunique() > 1 and (log.groupby(c, observed=True)[y].nunique() == 1).all() for y in schema.labels)
+    # few rows agree by chance
+    if log[c].dtype.kind == "f" or not 1 < len(rows) <= 10 or rows.min() < 5: return False
+    return any(log[y].nunique() > 1 and (log.groupby(c, observed=True)[y].nunique() == 1).all()
+               for y in schema.labels)
 
 # %% ../nbs/03_preprocess.ipynb #1643f34b
-def _exposures(log, schema, window): # (n,) position of the row that stands for each row's exposure: itself, or an earlier one
+# (n,) position of the row that stands for each row's exposure: itself, or an earlier one
+def _exposures(log, schema, window):
     same = [schema.user, schema.item, schema.scenario]
-    code, time = log.groupby(same, sort=False, dropna=False, observed=True).ngroup().to_numpy(), _as_float(log[schema.time])
+    code, time = log.groupby(same, sort=False, dropna=False, observed=True).ngroup().to_numpy(), _as_float(
+        log[schema.time])
     order = np.lexsort((time, code)) # event by event, in order of time
     code, time = code[order], time[order]
     begins = np.ones(len(log), dtype=bool)
     begins[1:] = (np.diff(code) != 0) | ~(np.diff(time) <= window)
     stands = np.flatnonzero(begins)[np.cumsum(begins) - 1]
-    later = np.flatnonzero(~begins | np.append(~begins[1:], False)) # only rows that are not alone need a closer look
-    rest = [c for c in log if c not in (*same, schema.time, *schema.labels) and not _says_label(log, c, schema)]
+    # only rows that are not alone need a closer look
+    later = np.flatnonzero(~begins | np.append(~begins[1:], False))
+    rest = [c for c in log if c not in (*same, schema.time, *schema.labels)
+            and not _says_label(log, c, schema)]
     twin = _twins(log[rest].iloc[order[later]], stands[later])
     first = later[twin]
     stands[later] = np.where(time[first] == time[stands[first]], first, stands[later])
@@ -92,7 +105,8 @@ def _twins(rows, group): # (n,) position of the first row that agrees in the gro
     return np.unique(code, return_index=True)[1][code]
 
 # %% ../nbs/03_preprocess.ipynb #eb8e292a
-def _one_row_each(log, schema, window): # One row per exposure, with its highest labels; which rows were re-sent, which were click rows
+# One row per exposure, with its highest labels; which rows were re-sent, which were click rows
+def _one_row_each(log, schema, window):
     stands = _exposures(log, schema, window)
     gone, click, out = stands != np.arange(len(log)), np.zeros(len(log), dtype=bool), log
     for c in schema.labels:
@@ -113,7 +127,8 @@ def dedupe(
     schema: Schema = Schema(), # Which column is what
     window: float = 5, # Seconds within which a repeated event counts as re-sent; 0 looks only at rows of the same second
 ) -> pd.DataFrame: # The log with one row per exposure; order and row labels stay
-    """Drop exact duplicates, then re-sent events (same user, item and scenario, at most `window` seconds after the one before).
+    """Drop exact duplicates, then re-sent events (same user, item and scenario, at most `window` seconds
+    after the one before).
 
     No click is lost: the row that stays takes the highest label of its exposure.
 
@@ -129,27 +144,31 @@ class CleanReport:
     """What cleaning did: print it, or read its two frames."""
     rows_in: int # Rows before
     rows_out: int # Rows after
-    counts: pd.DataFrame # One row a rule, in the order they ran: rule, action (dropped, repaired or merged), rows
+    counts: pd.DataFrame # One row per rule, in order: rule, action (dropped, repaired or merged), rows
     rows: pd.DataFrame # One row a hit: row (its label in the log before cleaning), rule
     remarks: tuple = () # What is worth a second look, one sentence each
 
     def __str__(self):
         lines = [f"{self.rows_in:,} rows in, {self.rows_out:,} rows out"]
-        lines += [f"  {rule:<11}{rows:>7,} {action}" for rule, action, rows in self.counts.itertuples(index=False)]
+        lines += [f"  {rule:<11}{rows:>7,} {action}" for rule, action,
+                  rows in self.counts.itertuples(index=False)]
         return "\n".join([*lines, *(f"  Look: {remark}" for remark in self.remarks)])
 
 # %% ../nbs/03_preprocess.ipynb #93ee733c
 def _seconds(when): # A year or date in words, or seconds -> seconds since 1970
-    return float(when) if isinstance(when, (int, float, np.number)) else pd.Timestamp(str(when), tz="UTC").timestamp()
+    return float(when) if isinstance(when, (int, float, np.number)) else pd.Timestamp(str(when),
+        tz="UTC").timestamp()
 
 def _limits(time_range): # First and last second allowed; without a range, all that a clock can hold
     if time_range is None: return -2.**53 + 1, 2.**53 - 1
     low, high = map(_seconds, time_range)
     return low, np.nextafter(high, low)
 
-def _rules(log, schema, time_range, price, price_limit): # (name, function of a log -> rows to drop), in the order they run
+# (name, function of a log -> rows to drop), in the order they run
+def _rules(log, schema, time_range, price, price_limit):
     rules = [
-        ("missing id", lambda log: _empty(log[schema.user]) | _empty(log[schema.item]) | _empty(log[schema.scenario])),
+        ("missing id", lambda log: _empty(log[schema.user]) | _empty(log[schema.item])
+         | _empty(log[schema.scenario])),
         ("label", lambda log: np.any([_outside(log[c], 0, 1) for c in schema.labels], axis=0)),
         ("price", lambda log: _bad_price(log[price], price_limit)),
         ("time", lambda log: _outside(log[schema.time], *_limits(time_range))),
@@ -158,7 +177,8 @@ def _rules(log, schema, time_range, price, price_limit): # (name, function of a 
 
 def _whole(column): # Whole numbers that a missing value had turned into another type
     if column.dtype.kind not in "iuf" or column.dtype == "int64" or column.isna().any(): return column
-    return column if column.dtype.kind == "f" and ((column % 1).any() or column.abs().max() > 2**53) else column.astype("int64")
+    return column if column.dtype.kind == "f" and ((column % 1).any()
+                                                   or column.abs().max() > 2**53) else column.astype("int64")
 
 # %% ../nbs/03_preprocess.ipynb #7786f5a7
 def _about_time(log, schema, time_range): # What the times that were dropped may mean, and how to keep them
@@ -167,22 +187,30 @@ def _about_time(log, schema, time_range): # What the times that were dropped may
     if time_range is None or not len(time): return ""
     allowed = f"allowed are times from {time_range[0]} up to {time_range[1]}, in seconds since 1970"
     for unit, size in (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)):
-        if low <= np.median(time)/size <= high: return f"; if the times in {schema.time!r} are {unit}, divide them by {size}; {allowed}"
-    return f"; its times in {schema.time!r} go from {time.min():.15g} to {time.max():.15g}, {allowed}; if they count from another moment, pass time_range=None"
+        if low <= np.median(time)/size <= high:
+            return f"; if the times in {schema.time!r} are {unit}, divide them by {size}; {allowed}"
+    return (f"; its times in {schema.time!r} go from {time.min():.15g} to {time.max():.15g}, {allowed}; if "
+            "they count from another moment, pass time_range=None")
 
 def _nothing_left(log, counts, hint): # The message when every row broke a rule
     worst = counts[counts.action == "dropped"].nlargest(1, "rows").iloc[0]
-    return f"clean: no row of {len(log):,} is left; rule '{worst.rule}' dropped {worst.rows:,}{hint if worst.rule == 'time' else ''}"
+    return (f"clean: no row of {len(log):,} is left; rule '{worst.rule}' dropped "
+            f"{worst.rows:,}{hint if worst.rule == 'time' else ''}")
 
 def _remarks(log, counts, window, hint): # What is worth a second look
     rows = dict(zip(counts.rule, counts.rows))
     many = [c.rule for c in counts.itertuples() if c.action == "dropped" and c.rows > .1*len(log)]
-    said = [f"rule '{rule}' dropped {rows[rule]/len(log):.0%} of all rows{hint if rule == 'time' else ''}" for rule in many]
-    if rows["click row"]: said.append(f"clicks up to {window:g} s after an exposure were merged into it; if some come later, pass a larger window")
+    said = [f"rule '{rule}' dropped {rows[rule]/len(log):.0%} of all rows{hint if rule == 'time' else ''}"
+            for rule in many]
+    if rows["click row"]:
+        said.append(
+            f"clicks up to {window:g} s after an exposure were merged into it; if some come later, pass a "
+            "larger window")
     return tuple(said)
 
 # %% ../nbs/03_preprocess.ipynb #d84084e1
-def _apply(log, schema, window, rules): # The log after all rules; of each rule its name, what it does, the rows it hit
+# The log after all rules; of each rule its name, what it does, the rows it hit
+def _apply(log, schema, window, rules):
     spelled, repaired = _one_spelling(log[schema.scenario])
     out, hits = log.assign(**{schema.scenario: spelled}), [("scenario", "repaired", log.index[repaired])]
     for name, rule in rules:
@@ -203,12 +231,14 @@ def clean(
 ) -> tuple[pd.DataFrame, CleanReport]: # The clean log in its old order with its old row labels, and what was done
     """Apply the rules of the table above, and count what each did.
 
-    Raises: `ValueError` naming a column that is missing, a window below 0, row labels that stand twice, or the rule that left no row.
+    Raises: `ValueError` naming a column that is missing, a window below 0, row labels that stand twice, or
+    the rule that left no row.
     """
     _check_log(log, schema.required, "clean")
     if not window >= 0: raise ValueError(f"window is a time in seconds, 0 or more, got {window}")
     out, hits = _apply(log, schema, window, _rules(log, schema, time_range, price, price_limit))
-    counts = pd.DataFrame([(rule, action, len(rows)) for rule, action, rows in hits], columns=["rule", "action", "rows"])
+    counts = pd.DataFrame([(rule, action, len(rows)) for rule, action, rows in hits],
+                          columns=["rule", "action", "rows"])
     dropped_times = bool(counts.rows[counts.rule == "time"].item())
     hint = _about_time(log, schema, time_range) if dropped_times else ""
     if len(log) and not len(out): raise ValueError(_nothing_left(log, counts, hint))
@@ -230,7 +260,8 @@ def score_rules(
     for kind in dict.fromkeys([*report.counts.rule, *dirt.kind]):
         hit, true = set(report.rows.row[report.rows.rule == kind]), set(dirt.row[dirt.kind == kind])
         both = len(hit & true)
-        out.append((kind, len(true), len(hit), both/len(hit) if hit else math.nan, both/len(true) if true else math.nan))
+        out.append((kind, len(true), len(hit), both/len(hit) if hit else math.nan, both/len(true) if true
+                    else math.nan))
     return pd.DataFrame(out, columns=["kind", "dirty", "hit", "precision", "recall"])
 
 # %% ../nbs/03_preprocess.ipynb #2202b01c
@@ -238,13 +269,17 @@ def _numbers(x, what): # One column as a new float64 array; missing values becom
     if isinstance(x, torch.Tensor): x = x.detach().cpu().numpy()
     try: out = x.to_numpy(dtype="float64", na_value=np.nan, copy=True) if hasattr(x, "to_numpy") else np.array(x, dtype="float64")
     except (TypeError, ValueError) as e:
-        raise ValueError(f"{what} needs a column of numbers, got {getattr(x, 'dtype', type(x).__name__)}: list a column of words as categorical") from e
+        raise ValueError(
+            f"{what} needs a column of numbers, got {getattr(x, 'dtype', type(x).__name__)}: list a column "
+            "of words as categorical") from e
     check_shape(out, "n")
     return out
 
 def _fit_numbers(x, what): # The finite values that a scaler learns from
     x = _numbers(x, what)
-    if np.isinf(x).any(): raise ValueError(f"{what} found an infinite value in row {np.isinf(x).argmax()}: clean the column first")
+    if np.isinf(x).any():
+        raise ValueError(
+            f"{what} found an infinite value in row {np.isinf(x).argmax()}: clean the column first")
     x = x[~np.isnan(x)]
     if not len(x): raise ValueError(f"{what} needs at least one value that is not missing")
     return x
@@ -287,7 +322,8 @@ class MinMax:
 # %% ../nbs/03_preprocess.ipynb #1ec32a56
 @dataclass
 class StandardScore:
-    """Scale a column so that the values it was fitted on have mean 0 and variance 1; missing values stay missing.
+    """Scale a column so that the values it was fitted on have mean 0 and variance 1; missing values stay
+    missing.
 
     Formula: (3.4) `transform`, (3.5) `inverse`; a constant column becomes 0.
     """
@@ -327,7 +363,9 @@ def log_scale(
     """
     x = _numbers(x, "log_scale")
     if (x < 0).any():
-        raise ValueError(f"log_scale needs values of 0 or more, got {x[x < 0][0]} in row {(x < 0).argmax()}: clean the column or use StandardScore")
+        raise ValueError(
+            f"log_scale needs values of 0 or more, got {x[x < 0][0]} in row {(x < 0).argmax()}: clean the "
+            "column or use StandardScore")
     return np.log1p(x)
 
 # %% ../nbs/03_preprocess.ipynb #59cfc647
@@ -342,22 +380,29 @@ def skewness(
     return float((StandardScore().fit(x).transform(x)**3).mean())
 
 # %% ../nbs/03_preprocess.ipynb #eefc3c89
-def _words(values, what): # Which of the words each row has, -1 where missing; the different words, as int64 or str; their kind
+# Which of the words each row has, -1 where missing; the different words, as int64 or str; their kind
+def _words(values, what):
     if isinstance(values, torch.Tensor): values = values.detach().cpu().numpy()
     s = pd.Series(list(values) if isinstance(values, tuple) else values).reset_index(drop=True)
     code, words = pd.factorize(s)
     if not len(words): return code, pd.Index([], dtype=object), None
     words = pd.Index(words) if not isinstance(s.dtype, pd.CategoricalDtype) else pd.Index(np.asarray(words))
-    kind = {"i": "integer", "u": "integer", "b": "integer", "f": "floating"}.get(words.dtype.kind) or pd.api.types.infer_dtype(words)
-    if kind == "floating" and abs(words).max() <= 2**53 and not (words % 1).any(): kind = "integer" # a missing id made floats of all
+    kind = {"i": "integer", "u": "integer", "b": "integer",
+            "f": "floating"}.get(words.dtype.kind) or pd.api.types.infer_dtype(words)
+    # a missing id made floats of all
+    if kind == "floating" and abs(words).max() <= 2**53 and not (words % 1).any(): kind = "integer"
     if kind == "string": return code, words.astype(object), "strings"
-    if kind in ("integer", "boolean") and -2**63 <= int(words.min()) and int(words.max()) < 2**63: return code, words.astype("int64"), "whole numbers"
-    raise ValueError(f"{what} needs strings, or whole numbers of 64 bits, got {kind} values: convert the column with .astype(str)")
+    if kind in ("integer", "boolean") and -2**63 <= int(words.min()) and int(words.max()) < 2**63:
+        return code, words.astype("int64"), "whole numbers"
+    raise ValueError(
+        f"{what} needs strings, or whole numbers of 64 bits, got {kind} values: convert the column with "
+        ".astype(str)")
 
 # %% ../nbs/03_preprocess.ipynb #defb5a54
 @dataclass
 class Vocabulary:
-    """Number the words of a column: 0 is unknown, 1 the commonest word; words equally common stand in sorted order.
+    """Number the words of a column: 0 is unknown, 1 the commonest word; words equally common stand in sorted
+    order.
 
     Raises: `ValueError` if `min_count` is below 1.
     """
@@ -385,7 +430,8 @@ class Vocabulary:
     def encode(self,
         values: pd.Series, # (n,) of the kind it was fitted on; lists, arrays and tensors too
     ) -> np.ndarray: # (n,) int64 ids; 0 where unknown or missing
-        """Words to ids. Raises: `ValueError` if it knows strings and is given numbers, or the other way round."""
+        """Words to ids. Raises: `ValueError` if it knows strings and is given numbers, or the other way
+        round."""
         code, words, kind = _words(values, "Vocabulary")
         mine = "strings" if isinstance((self.words or [0])[0], str) else "whole numbers"
         if kind and self.words and kind != mine:
@@ -405,7 +451,8 @@ class Vocabulary:
 # %% ../nbs/03_preprocess.ipynb #12255328
 def _check_fractions(fractions, what): # Two parts or more, each above 0, together 1
     if len(fractions) < 2 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
-        raise ValueError(f"{what}: fractions must be two or more numbers above 0 that sum to 1, got {tuple(fractions)}")
+        raise ValueError(
+            f"{what}: fractions must be two or more numbers above 0 that sum to 1, got {tuple(fractions)}")
     return np.cumsum(fractions)[:-1]
 
 def time_split(
@@ -415,15 +462,21 @@ def time_split(
 ) -> tuple[pd.DataFrame, ...]: # One frame a fraction, sorted by time; no moment stands in two of them
     """Cut a log by time: every row of a part is later than every row of the part before.
 
-    Raises: `ValueError` for fractions that are no shares, a time that is missing, or a part that would be empty.
+    Raises: `ValueError` for fractions that are no shares, a time that is missing, or a part that would be
+    empty.
     """
     _check_log(log, (schema.time,), "time_split")
     cuts = _check_fractions(fractions, "time_split")
-    if log[schema.time].isna().any(): raise ValueError(f"time_split: column {schema.time!r} has missing values; clean the log first")
+    if log[schema.time].isna().any():
+        raise ValueError(f"time_split: column {schema.time!r} has missing values; clean the log first")
     log = log.sort_values(schema.time, kind="stable")
     time = log[schema.time].to_numpy()
-    at = [0] + [int(np.searchsorted(time, time[int(c*len(log))])) if len(log) else 0 for c in cuts] + [len(log)]
-    if min(np.diff(at)) <= 0: raise ValueError(f"time_split: a part would be empty; {len(log)} rows at {len(np.unique(time))} different moments do not make {len(fractions)} parts")
+    at = [0] + [int(np.searchsorted(time, time[int(c*len(log))])) if len(log) else 0
+                for c in cuts] + [len(log)]
+    if min(np.diff(at)) <= 0:
+        raise ValueError(
+            f"time_split: a part would be empty; {len(log)} rows at {len(np.unique(time))} different moments "
+            f"do not make {len(fractions)} parts")
     return tuple(log.iloc[a:b] for a, b in zip(at, at[1:]))
 
 # %% ../nbs/03_preprocess.ipynb #7b033d00
@@ -433,31 +486,40 @@ def group_split(
     fractions: tuple = (.7, .1, .2), # Shares of the groups; they sum to 1
     seed: int = 0, # Which groups go where
 ) -> tuple[pd.DataFrame, ...]: # One frame a fraction, rows in their old order; no group stands in two of them
-    """Send every group, whole, to one part at random; the same seed and groups give the same parts in any row order.
+    """Send every group, whole, to one part at random; the same seed and groups give the same parts in any row
+    order.
 
-    Raises: `ValueError` for fractions that are no shares, a column that is missing, or a part that would be empty.
+    Raises: `ValueError` for fractions that are no shares, a column that is missing, or a part that would be
+    empty.
     """
     columns = [group] if isinstance(group, str) else list(group)
     _check_log(log, columns, "group_split")
     number = log.groupby(columns, dropna=False, observed=True).ngroup().to_numpy()
     n = int(number.max(initial=-1)) + 1
     cuts = [round(c*n) for c in _check_fractions(fractions, "group_split")]
-    if min(np.diff([0, *cuts, n])) <= 0: raise ValueError(f"group_split: a part would be empty; {n} groups do not make {len(fractions)} parts of {tuple(fractions)}")
+    if min(np.diff([0, *cuts, n])) <= 0:
+        raise ValueError(
+            f"group_split: a part would be empty; {n} groups do not make {len(fractions)} parts of "
+            f"{tuple(fractions)}")
     part = np.searchsorted(cuts, np.random.default_rng(seed).permutation(n), side="right")[number]
     return tuple(log[part == k] for k in range(len(fractions)))
 
 # %% ../nbs/03_preprocess.ipynb #933e18ae
-def _keys(user, time, query_user, query_time): # One whole number per (user, second) that sorts like the pair, for the rows and for the moments
+# One whole number per (user, second) that sorts like the pair, for the rows and for the moments
+def _keys(user, time, query_user, query_time):
     both, n = np.concatenate([time, query_time]), len(time)
     low, high = int(both.min(initial=0)), int(both.max(initial=0))
-    if (high - low + 1)*(int(max(user.max(initial=0), query_user.max(initial=0))) + 2) >= 2**63: # too far apart to fit: only the order counts
+    # too far apart to fit: only the order counts
+    if (high - low + 1)*(int(max(user.max(initial=0), query_user.max(initial=0))) + 2) >= 2**63:
         both, low, high = np.unique(both, return_inverse=True)[1], 0, len(both)
     span, both = np.int64(high - low + 1), both - low
     return user*span + both[:n], query_user*span + both[n:]
 
-def _gap_of(user, time, query_user, query_time): # Per row: index of the first moment of its user after it, or -1
+# Per row: index of the first moment of its user after it, or -1
+def _gap_of(user, time, query_user, query_time):
     row, moment = _keys(user, time, query_user, query_time)
-    if (np.diff(moment) <= 0).any(): raise ValueError("history_sums: the moments must be sorted by user and time, each once")
+    if (np.diff(moment) <= 0).any():
+        raise ValueError("history_sums: the moments must be sorted by user and time, each once")
     gap = np.searchsorted(moment, row, side="right")
     there = gap < len(moment)
     there[there] = query_user[gap[there]] == user[there]
@@ -502,7 +564,8 @@ def residual_clicks(
     clicked: np.ndarray, # (G, S, V) clicks among them
     rate: np.ndarray, # (S,) click rate of each scenario, 0 to 1, from the training rows
 ) -> np.ndarray: # (G, S, V) float64, clicks per square root of exposures; 0 where nothing was shown
-    """How far a user's clicks lie above what the scenario's click rate explains, on a scale that activity does not stretch.
+    """How far a user's clicks lie above what the scenario's click rate explains, on a scale that activity
+    does not stretch.
 
     Formula: (3.9). Raises: `ValueError` naming an axis that does not fit.
     """
@@ -517,17 +580,22 @@ _KINDS, _OF = ("category", "number", "vector", "sequence", "history"), ("item", 
 # %% ../nbs/03_preprocess.ipynb #8d408043
 @dataclass(frozen=True)
 class Feature:
-    """One thing that rows tell of an item, a user or the moment. Raises: `ValueError` for an unknown kind or a size below 1."""
+    """One thing that rows tell of an item, a user or the moment. Raises: `ValueError` for an unknown kind or
+    a size below 1."""
     name: str # Such as brand
     kind: str # category, number, vector, sequence or history
-    size: int # Ids of a category, unknown included; numbers of a vector or a history; events of a sequence at most
+    size: int # Ids of a category with unknown, numbers of a vector or history, events of a sequence
     of: str = "context" # item, user or context
     names: tuple = () # Of its numbers, where they have any
 
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
-        if self.kind not in _KINDS: raise ValueError(f"feature {self.name!r}: kind {self.kind!r} is unknown; choose from {', '.join(_KINDS)}")
-        if self.of not in _OF: raise ValueError(f"feature {self.name!r}: of {self.of!r} is unknown; choose from {', '.join(_OF)}")
+        if self.kind not in _KINDS:
+            raise ValueError(
+                f"feature {self.name!r}: kind {self.kind!r} is unknown; choose from {', '.join(_KINDS)}")
+        if self.of not in _OF:
+            raise ValueError(
+                f"feature {self.name!r}: of {self.of!r} is unknown; choose from {', '.join(_OF)}")
         whole_number(f"feature {self.name!r}: size", self.size)
 
 # %% ../nbs/03_preprocess.ipynb #f16c4478
@@ -539,24 +607,31 @@ class Task:
     weight: float = 1.0 # Of its loss in the sum over tasks
 
     def __post_init__(self):
-        if not 0 <= self.weight < math.inf: raise ValueError(f"task {self.name!r}: weight must be 0 or more and finite, got {self.weight!r}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"task {self.name!r}: weight must be 0 or more and finite, got {self.weight!r}")
 
 # %% ../nbs/03_preprocess.ipynb #60fa3bc3
 @dataclass(frozen=True)
 class Spec:
-    """What a model must know of the data: what there is, declared. Raises: `ValueError` naming what is wrong or stands twice."""
+    """What a model must know of the data: what there is, declared. Raises: `ValueError` naming what is wrong
+    or stands twice."""
     scenarios: tuple # S names, in the order of the codes 0 to S - 1
-    features: tuple = () # Features, categories in the order of Batch.fields, numbers in the order of Batch.dense
+    features: tuple = () # Features, in the order of Batch.fields and Batch.dense
     tasks: tuple = (Task(),) # Tasks, in the order of the label's columns
     query: tuple = () # Names of the categories that make the query; () takes all that describe the item
     prep: str = "" # Checksum of the fitted preprocessor that made the batches; "" for none
 
     def __post_init__(self):
-        for name in ("scenarios", "features", "tasks", "query"): object.__setattr__(self, name, tuple(getattr(self, name)))
-        for what, names in (("scenario", self.scenarios), ("feature", [f.name for f in self.features]), ("task", [t.name for t in self.tasks])):
-            if twice := {n for n in names if list(names).count(n) > 1}: raise ValueError(f"Spec: {what} {min(twice, key=str)!r} appears twice")
-        if not self.scenarios or not self.tasks: raise ValueError("Spec: name at least one scenario and one task")
-        if lost := set(self.query) - set(self.fields): raise ValueError(f"Spec.query names {min(lost)!r}, which is not a category of it")
+        for name in ("scenarios", "features", "tasks", "query"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for what, names in (("scenario", self.scenarios), ("feature", [f.name for f in self.features]),
+                            ("task", [t.name for t in self.tasks])):
+            if twice := {n for n in names if list(names).count(n) > 1}:
+                raise ValueError(f"Spec: {what} {min(twice, key=str)!r} appears twice")
+        if not self.scenarios or not self.tasks:
+            raise ValueError("Spec: name at least one scenario and one task")
+        if lost := set(self.query) - set(self.fields):
+            raise ValueError(f"Spec.query names {min(lost)!r}, which is not a category of it")
 
     def of(self,
         kind: str, # A kind of Feature
@@ -569,26 +644,39 @@ class Spec:
         *features: Feature, # Each takes the place of the one of its name, or comes last
     ) -> "Spec":
         """The same, with some features exchanged."""
-        return replace(self, features=tuple(({f.name: f for f in self.features} | {f.name: f for f in features}).values()))
+        return replace(self,
+                       features=tuple(({f.name: f for f in self.features}
+                                       | {f.name: f for f in features}).values()))
 
-    fields = property(lambda self: {f.name: f.size for f in self.of("category")}, doc="Name of each categorical field: number of its ids.")
-    item_fields = property(lambda self: self.query or tuple(f.name for f in self.of("category", "item")), doc="Names of the fields that make the query.")
-    dense = property(lambda self: tuple(f.name for f in self.of("number")), doc="Names of the columns of Batch.dense.")
-    item_dense = property(lambda self: tuple(f.name for f in self.of("number", "item")), doc="Names of those that describe the item.")
+    fields = property(lambda self: {f.name: f.size for f in self.of("category")},
+                      doc="Name of each categorical field: number of its ids.")
+    item_fields = property(lambda self: self.query or tuple(f.name for f in self.of("category", "item")),
+                           doc="Names of the fields that make the query.")
+    dense = property(lambda self: tuple(f.name for f in self.of("number")),
+                     doc="Names of the columns of Batch.dense.")
+    item_dense = property(lambda self: tuple(f.name for f in self.of("number", "item")),
+                          doc="Names of those that describe the item.")
     history = property(lambda self: sum(f.size for f in self.of("history")), doc="H: numbers in one history.")
     history_names = property(lambda self: sum((f.names for f in self.of("history")), ()), doc="H names.")
-    offsets = property(lambda self: tuple(np.cumsum([0, *self.fields.values()])[:-1].tolist()), doc="Where each field begins in the one table of all fields.")
+    offsets = property(lambda self: tuple(np.cumsum([0, *self.fields.values()])[:-1].tolist()),
+                       doc="Where each field begins in the one table of all fields.")
 
 # %% ../nbs/03_preprocess.ipynb #f9f616c9
-def _table(given, key, columns, train, what): # The frame of users or items; without one, the last row of each in train
-    if given is None: return train[[key, *(c for c in columns if c in train)]].drop_duplicates(key, keep="last").reset_index(drop=True)
+# The frame of users or items; without one, the last row of each in train
+def _table(given, key, columns, train, what):
+    if given is None:
+        return train[[key, *(c for c in columns if c in train)]].drop_duplicates(key,
+            keep="last").reset_index(drop=True)
     _check_log(given.reset_index(drop=True), [key], what)
     empty, again = given[key].isna().to_numpy(), given[key].duplicated().to_numpy()
-    if empty.any(): raise ValueError(f"{what}: column {key!r} is empty in row {empty.argmax()}; drop the rows without an id")
+    if empty.any():
+        raise ValueError(
+            f"{what}: column {key!r} is empty in row {empty.argmax()}; drop the rows without an id")
     if again.any():
         second = int(again.argmax())
         first = int((given[key] == given[key].iloc[second]).argmax())
-        raise ValueError(f"{what}: {key} {given[key].tolist()[second]!r} stands twice, in rows {first} and {second}; "
+        raise ValueError(
+            f"{what}: {key} {given[key].tolist()[second]!r} stands twice, in rows {first} and {second}; "
             f"keep one row of each, such as {what}.drop_duplicates({key!r}, keep='last')")
     return given.reset_index(drop=True)
 
@@ -597,30 +685,41 @@ def _encoded(vocabulary, values, name): # Ids of a column, which is named where 
     try: return vocabulary.encode(values)
     except ValueError as e: raise ValueError(f"column {name!r}: {e}") from None
 
-def _column(frame, name, context): # A column of the frame, or looked up among items or users; missing where the id is new
+# A column of the frame, or looked up among items or users; missing where the id is new
+def _column(frame, name, context):
     schema = context.schema
     if name in frame: return frame[name].reset_index(drop=True)
     for table, key in ((context.items, schema.item), (context.users, schema.user)):
-        if name in table: return table[name].reindex(_encoded(Vocabulary(words=table[key].tolist()), frame[key], key) - 1).reset_index(drop=True)
-    remedy = "" if name in schema.item_columns else "pass users, or " if context.log is None else "pass log=EventLog(events, users), or "
-    raise ValueError(f"column {name!r} is neither in the frame nor in users or items; {remedy}add the column, or take it out of the schema")
+        if name in table:
+            return table[name].reindex(_encoded(Vocabulary(words=table[key].tolist()), frame[key], key)
+                                       - 1).reset_index(drop=True)
+    remedy = ("" if name in schema.item_columns else "pass users, or " if context.log is None
+              else "pass log=EventLog(events, users), or ")
+    raise ValueError(
+        f"column {name!r} is neither in the frame nor in users or items; {remedy}add the column, or take it "
+        "out of the schema")
 
 def _check_ids(frame, table, key, what, least=1): # Ids of which none is known are written in another way
     ids = frame[key].dropna().unique()
     if len(ids) >= least and not _encoded(Vocabulary(words=table[key].tolist()), ids, key).any():
         known = repr(table[key].tolist()[0]) if len(table) else "nothing"
-        raise ValueError(f"{what}: none of the {len(ids):,} ids in column {key!r}, such as {ids[:1].tolist()[0]!r}, is known; a known one is {known}: are they written in another way?")
+        raise ValueError(
+            f"{what}: none of the {len(ids):,} ids in column {key!r}, such as {ids[:1].tolist()[0]!r}, is "
+            f"known; a known one is {known}: are they written in another way?")
 
 def _times(frame, schema): # Whole seconds
     time = _as_float(frame[schema.time])
     good = abs(time) < 2**53
-    if not good.all(): raise ValueError(f"column {schema.time!r}, row {good.argmin()}: no time in seconds; clean the log first")
+    if not good.all():
+        raise ValueError(
+            f"column {schema.time!r}, row {good.argmin()}: no time in seconds; clean the log first")
     return np.floor(time).astype(np.int64)
 
 # %% ../nbs/03_preprocess.ipynb #de15c3ad
 def _too_large(x, name, ok): # The message for a number that cannot be scaled
     row = int(np.argmin(ok))
-    return f"column {name!r}, row {row}: {x[row]:g} is too large to be scaled; clean the log, or make it missing"
+    return (f"column {name!r}, row {row}: {x[row]:g} is too large to be scaled; clean the log, or make it "
+            "missing")
 
 def _fit_scale(x, name): # A standard score, after a logarithm where the tail is heavy
     x = _numbers(x, f"column {name!r}")
@@ -631,9 +730,16 @@ def _fit_scale(x, name): # A standard score, after a logarithm where the tail is
 
 def _scale(x, name, log, score): # (n,) float64; missing becomes 0, the mean
     x = _numbers(x, f"column {name!r}")
-    if np.isinf(x).any(): raise ValueError(f"column {name!r}, row {np.isinf(x).argmax()}: an infinite value; clean the log, or make it missing")
-    if log and (x < 0).any(): raise ValueError(f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training row was; clean the log, or make it missing")
-    with np.errstate(over="ignore"): z = np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0., posinf=np.inf, neginf=-np.inf)
+    if np.isinf(x).any():
+        raise ValueError(
+            f"column {name!r}, row {np.isinf(x).argmax()}: an infinite value; clean the log, or make it "
+            "missing")
+    if log and (x < 0).any():
+        raise ValueError(
+            f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training "
+            "row was; clean the log, or make it missing")
+    with np.errstate(over="ignore"):
+        z = np.nan_to_num(score.transform(log_scale(x) if log else x), nan=0., posinf=np.inf, neginf=-np.inf)
     if not (ok := abs(z) < 3e38).all(): raise ValueError(_too_large(x, name, ok)) # beyond float32
     return z
 
@@ -644,7 +750,8 @@ def _plain(ids): # As an index; words of a category column as words
 
 def _kind_of(ids): # text, numbers, or a mix that only looks like one of them
     kind = pd.api.types.infer_dtype(ids, skipna=True)
-    return "text" if kind == "string" else "a mix of text and numbers" if kind.startswith("mixed") and any(isinstance(x, str) for x in ids) else "numbers"
+    return "text" if kind == "string" else "a mix of text and numbers" if kind.startswith("mixed") and any(
+        isinstance(x, str) for x in ids) else "numbers"
 
 # %% ../nbs/03_preprocess.ipynb #c9ba41cc
 def new_rows(
@@ -656,11 +763,13 @@ def new_rows(
     both = pd.concat([log[list(keys)], frame[list(keys)]], ignore_index=True)
     code = both.groupby(list(keys), dropna=False, sort=False).ngroup().to_numpy()
     old, new = code[:len(log)], code[len(log):]
-    return pd.Series(new).groupby(new).cumcount().to_numpy() >= np.bincount(old, minlength=code.max(initial=0) + 1)[new]
+    return pd.Series(new).groupby(new).cumcount().to_numpy() >= np.bincount(old, minlength=code.max(initial=0)
+        + 1)[new]
 
 def _frame(columns, name, tensors): # A stored frame, its words plain
     for c in columns:
-        if c["words"] is not None and not {type(w) for w in c["words"]} <= {str, int, float, bool}: raise ValueError(f"the words of column {c['name']!r} of {name} are no words")
+        if c["words"] is not None and not {type(w) for w in c["words"]} <= {str, int, float, bool}:
+            raise ValueError(f"the words of column {c['name']!r} of {name} are no words")
     return unpack_frame(columns, name, tensors)
 
 def _moments(user, time): # Each user and moment once, sorted; and which one belongs to each row
@@ -678,7 +787,8 @@ class EventLog:
 
     It is the only thing that holds users' data; a fitted preprocessor and a model hold none.
 
-    Raises: `ValueError` naming a column that is missing, a time that is none, or a user who appears twice in `users`.
+    Raises: `ValueError` naming a column that is missing, a time that is none, or a user who appears twice in
+    `users`.
     """
     def __init__(self,
         events: pd.DataFrame, # Rows with the columns that schema names; more columns are left aside
@@ -697,7 +807,8 @@ class EventLog:
         self.start = np.searchsorted(self.user, np.arange(len(ids) + 1))
         self.last = int(time.max()) if len(time) else None
         self.derived, table = users is None, _table(users, schema.user, about_user, self.events, "users")
-        self.users = table[[c for c in table if c == schema.user or c in about_user]] # of people only what the schema names
+        # of people only what the schema names
+        self.users = table[[c for c in table if c == schema.user or c in about_user]]
         self._kept = {}
 
     def __len__(self): return len(self.events)
@@ -710,7 +821,9 @@ class EventLog:
         """The events of some users."""
         at = self.code(users)
         begin, end = (np.where(at < 0, 0, self.start[at + k]) for k in (0, 1))
-        if before is not None: end = np.array([a + np.searchsorted(self.time[a:b], before) for a, b in zip(begin, end)], dtype=np.int64)
+        if before is not None:
+            end = np.array([a + np.searchsorted(self.time[a:b], before) for a, b in zip(begin, end)],
+                           dtype=np.int64)
         count = end - begin
         whose = np.repeat(np.arange(len(count)), count)
         return np.arange(count.sum()) + (begin - (count.cumsum() - count))[whose], whose
@@ -718,11 +831,14 @@ class EventLog:
     def code(self,
         users: pd.Series, # (n,) ids; lists and arrays too
     ) -> np.ndarray: # (n,) int64: a user's place in ids, -1 for one without events
-        """Who is who. Raises: `ValueError` for numbers where the log has text, or the other way round: all would seem new."""
+        """Who is who. Raises: `ValueError` for numbers where the log has text, or the other way round: all
+        would seem new."""
         users = _plain(users)
         theirs, mine = (_kind_of(x) for x in (users, self.ids))
         if users.notna().any() and len(self.ids) and theirs != mine:
-            raise ValueError(f"column {self.schema.user!r}: these ids are {theirs}, those of the log are {mine}: convert them")
+            raise ValueError(
+                f"column {self.schema.user!r}: these ids are {theirs}, those of the log are {mine}: convert "
+                "them")
         return self.ids.get_indexer(users)
 
     def kept(self,
@@ -734,12 +850,15 @@ class EventLog:
         return self._kept[key]
 
 # %% ../nbs/03_preprocess.ipynb #8e4b226e
-def _same_exposure(log, news, schema): # (len(news),) position in the log of the same user, item, scenario and moment; -1 for a new one
+# (len(news),) position in the log of the same user, item, scenario and moment; -1 for a new one
+def _same_exposure(log, news, schema):
     keys = [schema.user, schema.item, schema.scenario, schema.time]
     both = pd.concat([log[keys], news[keys]], ignore_index=True)
     code = both.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
-    twin = [pd.Series(part).groupby(part).cumcount().to_numpy() for part in (code[:len(log)], code[len(log):])]
-    pair = [part*(len(both) + 1) + k for part, k in zip((code[:len(log)], code[len(log):]), twin)] # twins are matched one to one
+    twin = [pd.Series(part).groupby(part).cumcount().to_numpy()
+            for part in (code[:len(log)], code[len(log):])]
+    # twins are matched one to one
+    pair = [part*(len(both) + 1) + k for part, k in zip((code[:len(log)], code[len(log):]), twin)]
     return pd.Index(pair[0]).get_indexer(pair[1])
 
 # %% ../nbs/03_preprocess.ipynb #f29e8f2d
@@ -753,7 +872,8 @@ def with_news(
     _check_log(news.reset_index(drop=True), log.schema.required, "news")
     at = _same_exposure(log.events, news, log.schema)
     events, labels = log.events.copy(), list(log.schema.labels)
-    events.loc[at[at >= 0], labels] = news[labels].to_numpy()[at >= 0] # a click may have come late: the newer answer counts
+    # a click may have come late: the newer answer counts
+    events.loc[at[at >= 0], labels] = news[labels].to_numpy()[at >= 0]
     fresh = news[at < 0]
     events = pd.concat([events, fresh[[c for c in keep if c in fresh]]], ignore_index=True)
     if users is None and not log.derived: users = log.users
@@ -763,10 +883,12 @@ def save_log(
     log: EventLog, # To keep
     folder: str | Path, # Made if it is not there; log.json and log.safetensors are written into it
 ) -> str: # The record's checksum
-    """Keep events and users as a record of their own, apart from model and preprocessor. Raises: `ValueError` naming a column of another kind."""
+    """Keep events and users as a record of their own, apart from model and preprocessor. Raises: `ValueError`
+    naming a column of another kind."""
     tensors = {}
     frames = {name: pack_frame(getattr(log, name), name, tensors) for name in ("events", "users")}
-    return write_record(folder, "log", dict(format=LOG_FORMAT, schema=asdict(log.schema), derived=log.derived, frames=frames), tensors)
+    return write_record(folder, "log", dict(format=LOG_FORMAT, schema=asdict(log.schema), derived=log.derived,
+                                            frames=frames), tensors)
 
 # %% ../nbs/03_preprocess.ipynb #73bed1cd
 def load_log(
@@ -793,7 +915,8 @@ class Context:
         frame: pd.DataFrame, # Rows
         name: str, # A column of the schema
     ) -> pd.Series: # (n,) its values; missing where the id is new
-        """A column of the frame, or looked up by the row's item or user. Raises: `ValueError` saying where it was looked for."""
+        """A column of the frame, or looked up by the row's item or user. Raises: `ValueError` saying where it
+        was looked for."""
         return _column(frame, name, self)
 
     def of(self,
@@ -809,7 +932,8 @@ class Context:
         min_count: int = 1, # As for Vocabulary
     ) -> Vocabulary: # Fitted; counted once for all parts that ask
         """The words of a column. Raises: `ValueError` as `Vocabulary.fit`."""
-        if (name, min_count) not in self.known: self.known[name, min_count] = Vocabulary(min_count).fit(self.column(frame, name))
+        if (name, min_count) not in self.known:
+            self.known[name, min_count] = Vocabulary(min_count).fit(self.column(frame, name))
         return self.known[name, min_count]
 
 
@@ -827,8 +951,10 @@ class Part:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         old = Part.kinds.get(cls.__name__, cls)
-        if old.__module__.startswith("multiscene_rec.") and cls.__module__ not in (old.__module__, "__main__"):
-            raise ValueError(f"the name {cls.__name__!r} belongs to a part of the package: choose another one")
+        if old.__module__.startswith("multiscene_rec.") and cls.__module__ not in (old.__module__,
+            "__main__"):
+            raise ValueError(
+                f"the name {cls.__name__!r} belongs to a part of the package: choose another one")
         Part.kinds[cls.__name__] = cls
 
     def fit(self,
@@ -842,7 +968,8 @@ class Part:
         frame: pd.DataFrame, # Rows to make ready
         context: Context, # Where columns and the log are looked up
     ) -> tuple[dict, dict]: # Rows and tables of the batch: name to tensor
-        """What the part brings. Numbers of a row go into dense, beside those of other parts; any other name is its own."""
+        """What the part brings. Numbers of a row go into dense, beside those of other parts; any other name
+        is its own."""
         raise NotImplementedError(f"{type(self).__name__} defines no transform")
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; name to tensor
@@ -858,24 +985,33 @@ class Part:
         return cls()
 
 # %% ../nbs/03_preprocess.ipynb #8aa3981f
-def _known(words, min_count): # A vocabulary that was stored: all strings, or all whole numbers of 64 bits, each once
+# A vocabulary that was stored: all strings, or all whole numbers of 64 bits, each once
+def _known(words, min_count):
     kinds = {type(w) for w in words}
     fit = kinds <= {str} or kinds == {int} and -2**63 <= min(words) and max(words) < 2**63
-    if not fit or len(set(words)) < len(words): raise ValueError("a vocabulary is not a list of different words")
+    if not fit or len(set(words)) < len(words):
+        raise ValueError("a vocabulary is not a list of different words")
     return Vocabulary(min_count, words)
 
-def _check_classes(label, name): # Labels that differ: without a click, or without a miss, there is nothing to tell apart
+# Labels that differ: without a click, or without a miss, there is nothing to tell apart
+def _check_classes(label, name):
     y = _as_float(label)
-    if not np.isfinite(y).all(): raise ValueError(f"fit: column {name!r}, row {np.isfinite(y).argmin()}: no label from 0 to 1; clean the log first")
-    if len(y) and (y == y[0]).all(): raise ValueError(f"fit: every label is {y[0]:g}: a model cannot learn from one class; check the column {name!r}")
+    if not np.isfinite(y).all():
+        raise ValueError(
+            f"fit: column {name!r}, row {np.isfinite(y).argmin()}: no label from 0 to 1; clean the log first")
+    if len(y) and (y == y[0]).all():
+        raise ValueError(
+            f"fit: every label is {y[0]:g}: a model cannot learn from one class; check the column {name!r}")
 
 def _label_tensor(frame, schema): # (n,) float32; (n, T) where there are several labels
-    label = torch.from_numpy(np.stack([_as_float(frame[name]) for name in schema.labels], 1).astype(np.float32))
+    label = torch.from_numpy(np.stack([_as_float(frame[name]) for name in schema.labels],
+                                      1).astype(np.float32))
     return label if len(schema.labels) > 1 else label[:, 0].contiguous()
 
 # %% ../nbs/03_preprocess.ipynb #fcdf3a4b
 class Categories(Part):
-    """Columns of words and ids become `fields` (B, F) int64: ids offset into one table, 0 of each field for unknown."""
+    """Columns of words and ids become `fields` (B, F) int64: ids offset into one table, 0 of each field for
+    unknown."""
     def __init__(self,
         min_count: int = 1, # Words seen less often among the training rows count as unknown
     ):
@@ -905,7 +1041,8 @@ class Categories(Part):
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
         """The words, in the order of their ids."""
-        return dict(min_count=self.min_count, words={f.name: [f.of, self.words[f.name].words] for f in self.features}), {}
+        return dict(min_count=self.min_count, words={f.name: [f.of, self.words[f.name].words]
+                                                     for f in self.features}), {}
 
     @classmethod
     def from_state(cls,
@@ -915,12 +1052,14 @@ class Categories(Part):
         """The way back."""
         part = cls(about["min_count"])
         part.words = {c: _known(words, part.min_count) for c, (_, words) in about["words"].items()}
-        part.features = tuple(Feature(c, "category", len(part.words[c]), of) for c, (of, _) in about["words"].items())
+        part.features = tuple(Feature(c, "category", len(part.words[c]), of) for c,
+                              (of, _) in about["words"].items())
         return part
 
 # %% ../nbs/03_preprocess.ipynb #7c3a9579
 class Numbers(Part):
-    """Columns of quantities become `dense` (B, D) float32: standard scores, after a logarithm where the tail is heavy; missing is 0."""
+    """Columns of quantities become `dense` (B, D) float32: standard scores, after a logarithm where the tail
+    is heavy; missing is 0."""
     def __init__(self): self.scales = {}
 
     def fit(self,
@@ -943,7 +1082,8 @@ class Numbers(Part):
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
         """The scales."""
-        return {f.name: [f.of, self.scales[f.name][0], *asdict(self.scales[f.name][1]).values()] for f in self.features}, {}
+        return {f.name: [f.of, self.scales[f.name][0], *asdict(self.scales[f.name][1]).values()]
+                for f in self.features}, {}
 
     @classmethod
     def from_state(cls,
@@ -953,14 +1093,16 @@ class Numbers(Part):
         """The way back."""
         part = cls()
         for c, (_, log, mean, std) in about.items():
-            if type(log) is not bool or not (math.isfinite(mean) and 0 <= std < math.inf): raise ValueError(f"the scale of {c!r} is not well formed")
+            if type(log) is not bool or not (math.isfinite(mean) and 0 <= std < math.inf):
+                raise ValueError(f"the scale of {c!r} is not well formed")
             part.scales[c] = log, StandardScore(float(mean), float(std))
         part.features = tuple(Feature(c, "number", 1, of) for c, (of, *_) in about.items())
         return part
 
 # %% ../nbs/03_preprocess.ipynb #b542f924
 class Labels(Part):
-    """The answers become `label` (B,) float32, or (B, T) where the schema names several; a frame without them gives none."""
+    """The answers become `label` (B,) float32, or (B, T) where the schema names several; a frame without them
+    gives none."""
     def __init__(self,
         weights: tuple = (), # Of each task's loss in the sum; () counts every task once
     ):
@@ -970,10 +1112,12 @@ class Labels(Part):
         train: pd.DataFrame, # Training rows, sorted by time
         context: Context, # Where columns are looked up
     ) -> "Labels": # Itself
-        """Check that there is something to tell apart. Raises: `ValueError` naming the label that is missing or always the same."""
+        """Check that there is something to tell apart. Raises: `ValueError` naming the label that is missing
+        or always the same."""
         for name in context.schema.labels: _check_classes(train[name], name)
         names, weights = context.schema.labels, self.weights or (1.,)*len(context.schema.labels)
-        if len(weights) != len(names): raise ValueError(f"Labels: {len(weights)} weights for {len(names)} labels")
+        if len(weights) != len(names):
+            raise ValueError(f"Labels: {len(weights)} weights for {len(names)} labels")
         self.tasks = tuple(Task(name, "binary", float(w)) for name, w in zip(names, weights))
         return self
 
@@ -1005,42 +1149,53 @@ def history_features(
     clicked: np.ndarray, # (R, S, V) how often it was clicked
     rate: np.ndarray, # (S,) click rate of each scenario
 ) -> tuple[np.ndarray, np.ndarray]: # table (R, S, 2V + S) float32 and present (R, S) bool
-    """What the sums of R moments become in a batch; the last S numbers say whose history it is, for one extractor reads them all."""
+    """What the sums of R moments become in a batch; the last S numbers say whose history it is, for one
+    extractor reads them all."""
     R, S, V = shown.shape
     table = np.empty((R, S, 2*V + S), dtype=np.float32)
-    table[:, :, :V], table[:, :, V:2*V], table[:, :, 2*V:] = residual_clicks(shown, clicked, rate), np.log1p(shown), np.eye(S)
+    table[:, :, :V], table[:, :, V:2*V], table[:, :, 2*V:] = residual_clicks(shown, clicked,
+        rate), np.log1p(shown), np.eye(S)
     return table, shown[:, :, -1] > 0
 
 # %% ../nbs/03_preprocess.ipynb #9d376320
 _BLOCK = 2**21 # Numbers of the sums (3.8) that are held at a time
 
-def _blocks(user, width): # (first, last) of runs of whole users; a run has about as many moments as fit into _BLOCK numbers
+# (first, last) of runs of whole users; a run has about as many moments as fit into _BLOCK numbers
+def _blocks(user, width):
     first = np.append(np.flatnonzero(np.diff(user, prepend=user[:1] - 1)), len(user)) # where a user begins
     start = 0
     while start < len(user):
-        end = int(first[max(np.searchsorted(first, start + _BLOCK//width, side="right") - 1, np.searchsorted(first, start, side="right"))])
+        end = int(first[max(np.searchsorted(first, start + _BLOCK//width, side="right") - 1,
+                            np.searchsorted(first, start, side="right"))])
         yield start, end
         start = end
 
 # %% ../nbs/03_preprocess.ipynb #a1f8d3f1
 def _history_columns(schema): # Item columns that histories count
-    return schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,)
+    return schema.history or tuple(c for c in schema.categorical if c in schema.item_columns) or (schema.item,
+        )
 
-def _counted(context, words): # scenario (N,) -1 unknown, label (N,), values (N, C) -1 not counted, the last "all items", of each event of the log
+# scenario (N,) -1 unknown, label (N,), values (N, C) -1 not counted, the last "all items", of each event of
+# the log
+def _counted(context, words):
     log, schema, start, columns = context.log.events, context.schema, 0, []
     for name, known in words.items():
         id = _encoded(known, context.column(log, name), name)
         columns.append(np.where(id > 0, id - 1 + start, -1))
         start += len(known.words)
     label = _as_float(log[schema.labels[0]])
-    if not np.isfinite(label).all(): raise ValueError(f"column {schema.labels[0]!r} has missing labels; clean the log first")
-    return Vocabulary(words=context.scenarios).encode(log[schema.scenario]) - 1, label, np.stack([*columns, np.full(len(log), start)], 1)
+    if not np.isfinite(label).all():
+        raise ValueError(f"column {schema.labels[0]!r} has missing labels; clean the log first")
+    return Vocabulary(words=context.scenarios).encode(log[schema.scenario]) - 1, label, np.stack(
+        [*columns, np.full(len(log), start)], 1)
 
 def _click_rates(train, context): # (S,) of the first label
     schema = context.schema
-    return train.groupby(schema.scenario, observed=True)[schema.labels[0]].mean().loc[list(context.scenarios)].to_numpy(dtype=float)
+    return train.groupby(schema.scenario,
+        observed=True)[schema.labels[0]].mean().loc[list(context.scenarios)].to_numpy(dtype=float)
 
-def _past(frame, context, counted): # The moments of a frame, and the events of its users in order of the users' first rows
+# The moments of a frame, and the events of its users in order of the users' first rows
+def _past(frame, context, counted):
     log, (scenario, label, values) = context.log, counted
     code, ids = pd.factorize(frame[context.schema.user])
     user, moment, row = _moments(code, _times(frame, context.schema))
@@ -1050,10 +1205,13 @@ def _past(frame, context, counted): # The moments of a frame, and the events of 
     return row, user, moment, (whose, log.time[at], scenario[at], label[at], values[at])
 
 # %% ../nbs/03_preprocess.ipynb #9a158ced
-def _learned(part, known, rate, scenarios): # A fitted part of histories; also what the numbers of a history are called
-    if rate.shape != (len(scenarios),) or not ((rate >= 0) & (rate <= 1)).all(): raise ValueError("rate has no number from 0 to 1 for each scenario")
+# A fitted part of histories; also what the numbers of a history are called
+def _learned(part, known, rate, scenarios):
+    if rate.shape != (len(scenarios),) or not ((rate >= 0) & (rate <= 1)).all():
+        raise ValueError("rate has no number from 0 to 1 for each scenario")
     counted = [*(f"{c}={w}" for c, words in known.items() for w in words), "all items"]
-    names = (*(f"{what} {name}" for what in ("liked", "seen") for name in counted), *(f"in {s}" for s in scenarios))
+    names = (*(f"{what} {name}" for what in ("liked", "seen") for name in counted),
+             *(f"in {s}" for s in scenarios))
     part.words = {c: _known(words, part.min_count) for c, words in known.items()}
     part.rate, part.scenarios, part.n_values = rate, tuple(scenarios), len(counted)
     part.features = (Feature("history", "history", len(names), "user", names),)
@@ -1069,9 +1227,11 @@ def _tables(part, user, moment, events): # The histories of all moments, block b
 
 # %% ../nbs/03_preprocess.ipynb #ed1358a3
 class Histories(Part):
-    """What each user did before becomes `history_row` (B,) and two tables: `history_table` (R, S, H), `present_table` (R, S).
+    """What each user did before becomes `history_row` (B,) and two tables: `history_table` (R, S, H),
+    `present_table` (R, S).
 
-    Only what happened strictly before a row is in its history. Of several labels the first one counts as the click.
+    Only what happened strictly before a row is in its history. Of several labels the first one counts as the
+    click.
     """
     reads_log = True
 
@@ -1087,8 +1247,10 @@ class Histories(Part):
         context: Context, # Where columns are looked up
     ) -> "Histories": # Itself
         """Learn which values are common, and the click rate of each scenario."""
-        known = {c: context.vocabulary(train, c, self.min_count).words for c in _history_columns(context.schema)}
-        return _learned(self, {c: words[:self.n_words] for c, words in known.items()}, _click_rates(train, context), context.scenarios)
+        known = {c: context.vocabulary(train, c, self.min_count).words
+                 for c in _history_columns(context.schema)}
+        return _learned(self, {c: words[:self.n_words] for c, words in known.items()},
+                        _click_rates(train, context), context.scenarios)
 
     def transform(self,
         frame: pd.DataFrame, # Rows to make ready
@@ -1096,7 +1258,8 @@ class Histories(Part):
     ) -> tuple[dict, dict]: # history_row (B,); history_table (R, S, H) and present_table (R, S)
         """Count, strictly before each row."""
         row, *moments = _past(frame, context, self.events(context))
-        return {"history_row": torch.from_numpy(row)}, dict(zip(("history_table", "present_table"), map(torch.from_numpy, _tables(self, *moments))))
+        return {"history_row": torch.from_numpy(row)}, dict(zip(("history_table", "present_table"),
+            map(torch.from_numpy, _tables(self, *moments))))
 
     def at(self,
         events: tuple, # User, time, scenario, label and values of each event, as in history_sums
@@ -1104,7 +1267,8 @@ class Histories(Part):
         moment: np.ndarray, # (G,) int64: seconds
     ) -> tuple[np.ndarray, np.ndarray]: # (G, S, H) float32 and (G, S) bool
         """Histories of some users at some moments."""
-        return history_features(*history_sums(*events, self.n_values, user, moment, len(self.scenarios)), self.rate)
+        return history_features(*history_sums(*events, self.n_values, user, moment, len(self.scenarios)),
+                                self.rate)
 
     def events(self,
         context: Context, # With the log
@@ -1115,7 +1279,8 @@ class Histories(Part):
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
         """Common values and click rates; nothing of any user."""
         known = {c: v.words for c, v in self.words.items()}
-        return dict(words=self.n_words, min_count=self.min_count, known=known, rate=self.rate.tolist(), scenarios=self.scenarios), {}
+        return dict(words=self.n_words, min_count=self.min_count, known=known, rate=self.rate.tolist(),
+                    scenarios=self.scenarios), {}
 
     @classmethod
     def from_state(cls,
@@ -1123,38 +1288,48 @@ class Histories(Part):
         tensors: dict, # Name to tensor
     ) -> "Histories": # Fitted
         """The way back."""
-        return _learned(cls(about["words"], about["min_count"]), about["known"], np.array(about["rate"], dtype=float), about["scenarios"])
+        return _learned(cls(about["words"], about["min_count"]), about["known"],
+                        np.array(about["rate"], dtype=float), about["scenarios"])
 
 # %% ../nbs/03_preprocess.ipynb #910d8ff6
 def item_rows(
     context: Context, # With the items
     values: pd.Series, # (n,) item ids
 ) -> torch.Tensor: # (n,) int64
-    """An item's row in every table of items: its place among the preprocessor's items plus 1; 0 for an unknown one."""
+    """An item's row in every table of items: its place among the preprocessor's items plus 1; 0 for an
+    unknown one."""
     key = context.schema.item
     return torch.from_numpy(_encoded(Vocabulary(words=tuple(context.items[key])), values, key))
 
 def _check_vectors(name, ids, matrix): # One finite vector per id
-    if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f"Vectors: name must be a word such as title, got {name!r}")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"Vectors: name must be a word such as title, got {name!r}")
     try: check_shape(matrix, "m width", m=len(ids))
     except ValueError as e: raise ValueError(f"Vectors {name!r}: {e}; give one row per id") from None
-    if (bad := ~np.isfinite(matrix).all(1)).any(): raise ValueError(f"Vectors {name!r}: row {int(bad.argmax())} is not finite")
-    if (again := pd.Index(ids).duplicated()).any(): raise ValueError(f"Vectors {name!r}: id {ids[int(again.argmax())]!r} appears twice; keep one vector per item")
+    if (bad := ~np.isfinite(matrix).all(1)).any():
+        raise ValueError(f"Vectors {name!r}: row {int(bad.argmax())} is not finite")
+    if (again := pd.Index(ids).duplicated()).any():
+        raise ValueError(
+            f"Vectors {name!r}: id {ids[int(again.argmax())]!r} appears twice; keep one vector per item")
 
 # %% ../nbs/03_preprocess.ipynb #b4296ed5
 class Vectors(Part):
-    """One vector per item, such as that of its title or picture, stored once: rows point into the table `name` (n + 1, width).
+    """One vector per item, such as that of its title or picture, stored once: rows point into the table
+    `name` (n + 1, width).
 
-    Brings `item_row` (B,) int64 and the table; its row 0, for unknown items, is zero, and so is that of an item without a vector.
+    Brings `item_row` (B,) int64 and the table; its row 0, for unknown items, is zero, and so is that of an
+    item without a vector.
 
-    Raises: `ValueError` for a matrix that does not fit the ids or holds nan or infinity, or an id that appears twice.
+    Raises: `ValueError` for a matrix that does not fit the ids or holds nan or infinity, or an id that
+    appears twice.
     """
     def __init__(self,
         name: str, # Of the feature and its table, such as title
         ids: pd.Series, # (m,) item ids; lists and arrays too
         matrix: np.ndarray, # (m, width) numbers, one row per id
     ):
-        self.name, self.ids, self.matrix = name, tuple(np.asarray(ids).tolist()), np.asarray(matrix, dtype=np.float32)
+        self.name, self.ids, self.matrix = name, tuple(np.asarray(ids).tolist()), np.asarray(matrix,
+            dtype=np.float32)
         _check_vectors(name, self.ids, self.matrix)
 
     def fit(self,
@@ -1164,7 +1339,10 @@ class Vectors(Part):
         """Put the vectors in the order of the items. Raises: `ValueError` if none of the ids is an item."""
         key = context.schema.item
         place = _encoded(Vocabulary(words=self.ids), context.items[key], key)
-        if not place.any(): raise ValueError(f"Vectors {self.name!r}: none of its ids is among the items, such as {context.items[key].tolist()[:1]}; are they of the same kind?")
+        if not place.any():
+            raise ValueError(
+                f"Vectors {self.name!r}: none of its ids is among the items, such as "
+                f"{context.items[key].tolist()[:1]}; are they of the same kind?")
         given = np.vstack([np.zeros((1, self.matrix.shape[1]), dtype=np.float32), self.matrix])
         return self._with(torch.from_numpy(given[np.append(0, place)]))
 
@@ -1177,7 +1355,10 @@ class Vectors(Part):
         context: Context, # With the items
     ) -> tuple[dict, dict]: # item_row (B,); the table, the same one for every batch
         """Point at the vectors. Raises: `ValueError` if they are not those of the items."""
-        if len(self.table) != len(context.items) + 1: raise ValueError(f"Vectors {self.name!r}: {len(self.table) - 1} vectors for {len(context.items)} items; fit again")
+        if len(self.table) != len(context.items) + 1:
+            raise ValueError(
+                f"Vectors {self.name!r}: {len(self.table) - 1} vectors for {len(context.items)} items; fit "
+                "again")
         return {"item_row": item_rows(context, frame[context.schema.item])}, {self.name: self.table}
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; the table
@@ -1193,7 +1374,8 @@ class Vectors(Part):
         return cls(about["name"], (), np.zeros((0, tensors["table"].shape[1])))._with(tensors["table"])
 
 # %% ../nbs/03_preprocess.ipynb #2c9a40c9
-def _first_not_before(log, at, time): # Position in the sorted log of the first event of a user (its code, -1 for unknown) at or after a moment
+# Position in the sorted log of the first event of a user (its code, -1 for unknown) at or after a moment
+def _first_not_before(log, at, time):
     inside, moment = _keys(log.user, log.time, np.maximum(at, 0), time)
     return np.where(at < 0, 0, np.searchsorted(inside, moment, side="left"))
 
@@ -1201,15 +1383,20 @@ def _events(context): # The log as tensors, in its order
     log, schema = context.log, context.schema
     scenario = _encoded(Vocabulary(words=context.scenarios), log.events[schema.scenario], schema.scenario) - 1
     return dict(event_item=item_rows(context, log.events[schema.item]), event_time=torch.from_numpy(log.time),
-        event_scenario=torch.from_numpy(np.where(scenario < 0, len(context.scenarios), scenario)), event_label=_label_tensor(log.events, schema))
+        event_scenario=torch.from_numpy(np.where(scenario < 0, len(context.scenarios), scenario)),
+                event_label=_label_tensor(log.events, schema))
 
 # %% ../nbs/03_preprocess.ipynb #eba1198c
 class Sequences(Part):
-    """The events before each row, in their order: the sorted log is stored once, a row knows where its user's past begins and ends.
+    """The events before each row, in their order: the sorted log is stored once, a row knows where its user's
+    past begins and ends.
 
-    Brings `seq_start`, `seq_stop` and `seq_time` (B,) int64, seconds; and tables with an entry per event of the log: `event_item`
-    (0 for unknown), `event_scenario` (S for one the model does not know), `event_label` float32 and `event_time` int64, seconds.
-    Row b's past is `event_item[seq_start[b]:seq_stop[b]]`: strictly earlier, the latest last. Also `item_row`, as `Vectors`.
+    Brings `seq_start`, `seq_stop` and `seq_time` (B,) int64, seconds; and tables with an entry per event of
+    the log: `event_item`
+    (0 for unknown), `event_scenario` (S for one the model does not know), `event_label` float32 and
+    `event_time` int64, seconds.
+    Row b's past is `event_item[seq_start[b]:seq_stop[b]]`: strictly earlier, the latest last. Also
+    `item_row`, as `Vectors`.
     """
     reads_log = True
 
@@ -1230,7 +1417,8 @@ class Sequences(Part):
         time, at = _times(frame, schema), log.code(frame[schema.user])
         begin, stop = np.where(at < 0, 0, log.start[at]), _first_not_before(log, at, time)
         rows = dict(seq_start=np.maximum(begin, stop - self.length), seq_stop=stop, seq_time=time)
-        rows = {"item_row": item_rows(context, frame[schema.item])} | {k: torch.from_numpy(x) for k, x in rows.items()}
+        rows = {"item_row": item_rows(context, frame[schema.item])} | {k: torch.from_numpy(x) for k,
+            x in rows.items()}
         return rows, log.kept(self, lambda: _events(context))
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
@@ -1249,7 +1437,9 @@ class Sequences(Part):
 def _checked_parts(parts): # Copies, so that fitting one preprocessor leaves another alone
     parts = tuple(copy.deepcopy(part) for part in parts)
     for part in parts:
-        if not isinstance(part, Part): raise ValueError(f"parts: {part!r} is not a Part; write Categories(), with brackets, or subclass Part")
+        if not isinstance(part, Part):
+            raise ValueError(
+                f"parts: {part!r} is not a Part; write Categories(), with brackets, or subclass Part")
     return parts
 
 def _training(train, users, items, schema, order): # Sorted by time; and the context to learn in
@@ -1257,9 +1447,12 @@ def _training(train, users, items, schema, order): # Sorted by time; and the con
     if not len(train): raise ValueError("fit: the training frame has no rows")
     if not train[schema.time].is_monotonic_increasing: train = train.sort_values(schema.time, kind="stable")
     about_user = [c for c in (*schema.categorical, *schema.numeric) if c not in schema.item_columns]
-    users, items = _table(users, schema.user, about_user, train, "users"), _table(items, schema.item, schema.item_columns, train, "items")
-    for table, key, what in ((users, schema.user, "users"), (items, schema.item, "items")): _check_ids(train, table, key, f"fit, {what}")
-    return train, Context(schema, order or tuple(sorted(Vocabulary().fit(train[schema.scenario]).words)), users, items)
+    users, items = _table(users, schema.user, about_user, train, "users"), _table(items, schema.item,
+        schema.item_columns, train, "items")
+    for table, key, what in ((users, schema.user, "users"), (items, schema.item, "items")):
+        _check_ids(train, table, key, f"fit, {what}")
+    return train, Context(schema, order or tuple(sorted(Vocabulary().fit(train[schema.scenario]).words)),
+                          users, items)
 
 def _spec(prep, checksum): # What the parts bring, and whose batches these are
     features, tasks = (sum((getattr(p, name) for p in prep.parts), ()) for name in ("features", "tasks"))
@@ -1271,14 +1464,17 @@ _FEW = 10 # New items that may come alone; more of them, and not one that is kno
 def _transform(prep, frame, log):
     fitted(prep.spec, type(prep).__name__)
     schema = prep.schema
-    _check_log(frame.reset_index(drop=True), [c for c in schema.required if c not in schema.labels], "transform")
+    _check_log(frame.reset_index(drop=True), [c for c in schema.required if c not in schema.labels],
+               "transform")
     _check_ids(frame, prep.items, schema.item, "transform", _FEW)
     log = _as_log(prep, frame, log)
     context = Context(schema, prep.scenarios, log.users, prep.items, log)
     scenario = _encoded(Vocabulary(words=prep.scenarios), frame[schema.scenario], schema.scenario) - 1
     if (scenario < 0).any():
         row = int((scenario < 0).argmax())
-        raise ValueError(f"transform: row {row} has scenario {frame[schema.scenario].iloc[row]!r}; known are {', '.join(map(str, prep.scenarios))}: "
+        raise ValueError(
+            f"transform: row {row} has scenario {frame[schema.scenario].iloc[row]!r}; known are "
+            f"{', '.join(map(str, prep.scenarios))}: "
             "drop those rows, or fit on rows that hold it")
     batch = {"scenario": torch.from_numpy(scenario)}, {}
     for part in prep.parts:
@@ -1288,37 +1484,52 @@ def _transform(prep, frame, log):
 def _add(mine, new): # What one more part brings
     for name, x in new.items():
         if name == "dense" and name in mine: x = torch.cat([mine[name], x], 1)
-        elif name in mine and not torch.equal(mine[name], x): raise ValueError(f"two parts bring {name!r}; give one of them another name")
+        elif name in mine and not torch.equal(mine[name], x):
+            raise ValueError(f"two parts bring {name!r}; give one of them another name")
         mine[name] = x
 
 # %% ../nbs/03_preprocess.ipynb #0cab81f7
 def _as_log(prep, frame, log): # An EventLog, whatever was given
     if isinstance(log, EventLog) and log.schema.required == prep.schema.required: return log
     if isinstance(log, EventLog):
-        raise ValueError(f"transform: the log was made for the columns {', '.join(log.schema.required)}, these rows have {', '.join(prep.schema.required)}: pass EventLog(events, users, prep.schema)")
+        raise ValueError(
+            f"transform: the log was made for the columns {', '.join(log.schema.required)}, these rows have "
+            f"{', '.join(prep.schema.required)}: pass EventLog(events, users, prep.schema)")
     if log is not None: return EventLog(log, None, prep.schema)
     needed, labelled = any(part.reads_log for part in prep.parts), set(prep.schema.labels) <= set(frame)
-    if needed and not labelled: raise ValueError("transform: these rows have no label, so they are nobody's past, and no log was given: pass log= with what has happened")
+    if needed and not labelled:
+        raise ValueError(
+            "transform: these rows have no label, so they are nobody's past, and no log was given: pass log= "
+            "with what has happened")
     if needed and len(frame) and _times(frame, prep.schema).min() > prep.last:
-        raise ValueError("transform: these rows are later than all training rows and no log was given, so their histories would begin empty: pass log= with all that happened before")
-    return EventLog(frame if labelled else frame.iloc[:0].assign(**{c: 0. for c in prep.schema.labels}), None, prep.schema)
+        raise ValueError(
+            "transform: these rows are later than all training rows and no log was given, so their histories "
+            "would begin empty: pass log= with all that happened before")
+    return EventLog(frame if labelled else frame.iloc[:0].assign(**{c: 0. for c in prep.schema.labels}), None,
+                    prep.schema)
 
 # %% ../nbs/03_preprocess.ipynb #186de708
 class Preprocessor:
-    """Turn a log into a `Batch`, part by part; everything is learned from training rows only, and no user's data is held.
+    """Turn a log into a `Batch`, part by part; everything is learned from training rows only, and no user's
+    data is held.
 
-    Raises: `ValueError` for something that is not a part, or two parts of one kind that would bring the same thing.
+    Raises: `ValueError` for something that is not a part, or two parts of one kind that would bring the same
+    thing.
     """
-    query = scenario_order = () # Of the Spec: fields of the query, order of the scenarios; a subclass may choose
+    # Of the Spec: fields of the query, order of the scenarios; a subclass may choose
+    query = scenario_order = ()
 
     def __init__(self,
         schema: Schema = Schema(), # Which column is what
         parts: tuple | None = None, # Parts, copied; None: Categories(), Numbers(), Labels(), Histories()
     ):
         self.schema, self.spec = schema, None
-        self.parts = _checked_parts((Categories(), Numbers(), Labels(), Histories()) if parts is None else parts)
+        self.parts = _checked_parts((Categories(), Numbers(), Labels(), Histories()) if parts is None
+                                    else parts)
 
-    def __repr__(self): return f"{type(self).__name__}({', '.join(type(p).__name__ for p in self.parts)}; {'fitted' if self.spec else 'not fitted'})"
+    def __repr__(self):
+        return (f"{type(self).__name__}({', '.join(type(p).__name__ for p in self.parts)}; "
+                f"{'fitted' if self.spec else 'not fitted'})")
 
     def part(self,
         kind: type, # Such as Histories
@@ -1326,7 +1537,9 @@ class Preprocessor:
         """One of the parts. Raises: `ValueError` if there is none."""
         for part in self.parts:
             if isinstance(part, kind): return part
-        raise ValueError(f"the preprocessor has no {kind.__name__}; its parts are {', '.join(type(p).__name__ for p in self.parts)}")
+        raise ValueError(
+            f"the preprocessor has no {kind.__name__}; its parts are "
+            f"{', '.join(type(p).__name__ for p in self.parts)}")
 
     def fit(self,
         train: pd.DataFrame, # Clean training rows
@@ -1338,7 +1551,8 @@ class Preprocessor:
         new = copy.copy(self) # if a part refuses the rows, what was fitted before stays whole
         new.parts = _checked_parts(self.parts)
         for part in new.parts: part.fit(train, context)
-        new.scenarios, new.items, new.last = context.scenarios, context.items, int(_times(train.tail(1), self.schema)[0])
+        new.scenarios, new.items, new.last = context.scenarios, context.items, int(_times(train.tail(1),
+            self.schema)[0])
         new.spec = _spec(new, record_checksum(*_record(new)))
         vars(self).update(vars(new))
         return self
@@ -1347,13 +1561,15 @@ class Preprocessor:
         frame: pd.DataFrame, # Rows to make ready
         log: EventLog | pd.DataFrame | None = None, # What may be somebody's past; None: these rows are all that ever happened
     ) -> Batch: # One row per row; only what happened strictly before a row is in its past
-        """Make a batch. Raises: `ValueError` before fit, naming a column or scenario that is missing or unknown, or where the log is needed."""
+        """Make a batch. Raises: `ValueError` before fit, naming a column or scenario that is missing or
+        unknown, or where the log is needed."""
         return _transform(self, frame, log)
 
     def save(self,
         folder: str | Path, # Made if it is not there; preprocess.json and preprocess.safetensors are written into it
     ) -> str: # The record's checksum, which the specs that it made carry
-        """Write what was learned, and the items. Raises: `ValueError` before fit, or naming a column of another kind."""
+        """Write what was learned, and the items. Raises: `ValueError` before fit, or naming a column of
+        another kind."""
         fitted(self.spec, type(self).__name__)
         return write_record(folder, "preprocess", *_record(self))
 
@@ -1361,7 +1577,8 @@ class Preprocessor:
     def load(cls,
         folder: str | Path, # That save wrote into
     ) -> "Preprocessor": # Fitted, equal to the one saved
-        """Read it back. Raises: `FileNotFoundError`, or `ValueError` naming the file that is damaged, or the part that is not defined here."""
+        """Read it back. Raises: `FileNotFoundError`, or `ValueError` naming the file that is damaged, or the
+        part that is not defined here."""
         return _load(cls, Path(folder))
 
 # %% ../nbs/03_preprocess.ipynb #fad5f15b
@@ -1371,24 +1588,35 @@ def _record(prep): # Plain data and tensors of all that was learned
     tensors, parts = {}, []
     for k, part in enumerate(prep.parts):
         about, own = part.state()
-        parts.append(dict(part=type(part).__name__, defined=f"{type(part).__module__}:{type(part).__qualname__}", about=about))
+        parts.append(dict(part=type(part).__name__,
+                          defined=f"{type(part).__module__}:{type(part).__qualname__}", about=about))
         tensors |= {f"parts.{k}.{name}": x for name, x in own.items()}
-    return dict(format=_FORMAT, kind=type(prep).__name__, schema=asdict(prep.schema), scenarios=prep.scenarios, last=prep.last, params=get_params(prep, skip=("schema", "parts")),
+    return dict(format=_FORMAT, kind=type(prep).__name__, schema=asdict(prep.schema),
+                scenarios=prep.scenarios, last=prep.last, params=get_params(prep, skip=("schema", "parts")),
                 parts=parts, items=pack_frame(prep.items, "items", tensors)), tensors
 
 def _load(cls, folder): # From the two files
     about, tensors = read_record(folder, "preprocess", "Preprocessor.save", _FORMAT)
-    if about.get("kind") != cls.__name__: raise ValueError(f"{folder/'preprocess.json'} was written by a {about.get('kind')}: read it with {about.get('kind')}.load")
+    if about.get("kind") != cls.__name__:
+        raise ValueError(
+            f"{folder/'preprocess.json'} was written by a {about.get('kind')}: read it with "
+            f"{about.get('kind')}.load")
     with damage_named(folder/"preprocess.json", "Preprocessor.save"):
         prep = cls(**about["params"])
-        prep.schema, prep.scenarios, prep.last = Schema(**about["schema"]), _known(about["scenarios"], 1).words, whole_number("last", about["last"], -2**53)
+        prep.schema, prep.scenarios, prep.last = Schema(**about["schema"]), _known(about["scenarios"],
+            1).words, whole_number("last", about["last"], -2**53)
         prep.parts = tuple(_part_from(k, part, tensors, folder) for k, part in enumerate(about["parts"]))
         prep.items = _table(_frame(about["items"], "items", tensors), prep.schema.item, (), None, "items")
         prep.spec = _spec(prep, about["checksum"])
     return prep
 
-def _part_from(k, about, tensors, folder): # One part; its class must be known already, for a file never decides what is imported
+# One part; its class must be known already, for a file never decides what is imported
+def _part_from(k, about, tensors, folder):
     kind = Part.kinds.get(about["part"])
-    if kind is None: raise ImportError(f"{folder} holds a part {about['part']!r}, defined in {about['defined']}, which is not here: import that module first")
+    if kind is None:
+        raise ImportError(
+            f"{folder} holds a part {about['part']!r}, defined in {about['defined']}, which is not here: "
+            "import that module first")
     own = f"parts.{k}."
-    return kind.from_state(about["about"], {name.removeprefix(own): x for name, x in tensors.items() if name.startswith(own)})
+    return kind.from_state(about["about"], {name.removeprefix(own): x for name, x in tensors.items()
+                                            if name.startswith(own)})

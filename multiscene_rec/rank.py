@@ -20,7 +20,8 @@ from .data import Batch
 from .fusion import ConcatFusion, MeanFusion, OwnScenario, ScenarioAttention, masked_softmax
 from .model import BesideOwn, InterestModel, Recommender
 from .predictor import InterestPredictor
-from .preprocess import (Categories, Context, EventLog, Histories, Labels, Numbers, Preprocessor, Sequences,
+from .preprocess import (Categories, Context, EventLog, Histories, Labels, Numbers,
+                                       Preprocessor, Sequences,
                                        Vectors, Vocabulary)
 from .train import predict
 
@@ -28,7 +29,8 @@ from .train import predict
 def _scores(x, what): # (n,) float64 without nan
     x = float_array(x)
     if x.ndim != 1: raise ValueError(f"{what}: expected one axis of scores, got shape {x.shape}")
-    if np.isnan(x).any(): raise ValueError(f"{what}: score of row {int(np.isnan(x).argmax())} is nan; it cannot be ranked")
+    if np.isnan(x).any():
+        raise ValueError(f"{what}: score of row {int(np.isnan(x).argmax())} is nan; it cannot be ranked")
     return x
 
 # %% ../nbs/10_rank.ipynb #f1747aab
@@ -56,14 +58,17 @@ def _directions(vectors, n, what): # (n, m) float64 of length 1; a vector of len
     v = float_array(vectors)
     try: check_shape(v, "n m", n=n)
     except ValueError as e: raise ValueError(f"{what}: vectors: {e}") from None
-    if not np.isfinite(v).all(): raise ValueError(f"{what}: vector of row {int((~np.isfinite(v)).any(1).argmax())} is not finite")
+    if not np.isfinite(v).all():
+        raise ValueError(f"{what}: vector of row {int((~np.isfinite(v)).any(1).argmax())} is not finite")
     length = np.linalg.norm(v, axis=1, keepdims=True)
     return np.divide(v, length, out=np.zeros_like(v), where=length > 0)
 
 def _weighed(score, vectors, diversity, what): # Scores and directions, checked
     if not 0 <= diversity <= 1: raise ValueError(f"diversity runs from 0 to 1, got {diversity!r}")
     score = _scores(score, what)
-    if not np.isfinite(score).all(): raise ValueError(f"{what}: score of row {int((~np.isfinite(score)).argmax())} is infinite; pass probabilities")
+    if not np.isfinite(score).all():
+        raise ValueError(
+            f"{what}: score of row {int((~np.isfinite(score)).argmax())} is infinite; pass probabilities")
     return score, _directions(vectors, len(score), what)
 
 # %% ../nbs/10_rank.ipynb #b30d0c3b
@@ -75,11 +80,13 @@ def mmr(
 ) -> np.ndarray: # (min(k, n),) int64: positions in the order they were picked
     """Pick one item after the other: interesting, and unlike what is already on the list. Time O(n k m).
 
-    Formula: (10.2) `next = argmax_i (1 − λ) score_i − λ max_{j picked} cos(v_i, v_j)`; ties by score, then by position.
+    Formula: (10.2) `next = argmax_i (1 − λ) score_i − λ max_{j picked} cos(v_i, v_j)`; ties by score, then by
+    position.
 
     Source: Carbonell and Goldstein (1998).
 
-    Raises: `ValueError` for k below 1, a diversity outside 0 to 1, scores or vectors that are nan or infinite, or vectors of another length.
+    Raises: `ValueError` for k below 1, a diversity outside 0 to 1, scores or vectors that are nan or
+    infinite, or vectors of another length.
     """
     whole_number("k", k)
     score, v = _weighed(score, vectors, diversity, "mmr")
@@ -98,8 +105,11 @@ def mmr(
 def _picks(pick, n, what): # (k,) int64 positions below n, each once, at least one
     pick = np.asarray(pick.detach().cpu() if isinstance(pick, torch.Tensor) else pick)
     if pick.ndim != 1 or not len(pick) or pick.dtype.kind not in "iu":
-        raise ValueError(f"{what}: a list is one axis of whole positions and not empty, got shape {pick.shape} of {pick.dtype}")
-    if pick.min() < 0 or pick.max() >= n: raise ValueError(f"{what}: positions {pick.min()} to {pick.max()} for {n} items")
+        raise ValueError(
+            f"{what}: a list is one axis of whole positions and not empty, got shape {pick.shape} of "
+            f"{pick.dtype}")
+    if pick.min() < 0 or pick.max() >= n:
+        raise ValueError(f"{what}: positions {pick.min()} to {pick.max()} for {n} items")
     if len(np.unique(pick)) < len(pick): raise ValueError(f"{what}: a position stands in the list twice")
     return pick.astype(np.int64)
 
@@ -114,7 +124,8 @@ def list_value(
 
     Formula: (10.3) `Σ_p (1 − λ) score_p − λ max_{q<p} cos(v_p, v_q)`; the first place has no relatives.
 
-    Raises: `ValueError` as `mmr` does, and for a list that is empty, names a position twice or one that is not there.
+    Raises: `ValueError` as `mmr` does, and for a list that is empty, names a position twice or one that is
+    not there.
     """
     score, v = _weighed(score, vectors, diversity, "list_value")
     pick = _picks(pick, len(score), "list_value")
@@ -133,13 +144,16 @@ def _check_context(prep, log, context): # Nothing that the item decides, and all
             raise ValueError(f"context: {c!r} cannot be set for all items; choose from {known}")
     for c in may:
         if not (c in context or c in log.users or c in prep.items):
-            raise ValueError(f"column {c!r} belongs to the moment of the list: give its value, context={{{c!r}: ...}}; "
+            raise ValueError(
+                f"column {c!r} belongs to the moment of the list: give its value, context={{{c!r}: ...}}; "
                              "if it describes users, give EventLog(events, users)")
 
-def _checked(prep, log, users, scenario, when, context): # The log and the moment, once the question has been checked
+# The log and the moment, once the question has been checked
+def _checked(prep, log, users, scenario, when, context):
     log = _as_log(prep, log)
     if scenario not in prep.scenarios:
-        raise ValueError(f"scenario {scenario!r} is unknown; choose from {', '.join(map(str, prep.scenarios))}")
+        raise ValueError(
+            f"scenario {scenario!r} is unknown; choose from {', '.join(map(str, prep.scenarios))}")
     log.code([user for user in users if user is not None]) # ids of another kind would all look like newcomers
     _check_context(prep, log, context)
     if when is None and log.last is None:
@@ -151,7 +165,8 @@ def _as_log(prep, log): # A frame is sorted first
     if not isinstance(log, EventLog): return EventLog(log, None, prep.schema)
     its, ours = log.schema.required, prep.schema.required
     if its != ours:
-        raise ValueError(f"the log was made for the columns {', '.join(its)}, the preprocessor for {', '.join(ours)}: "
+        raise ValueError(
+            f"the log was made for the columns {', '.join(its)}, the preprocessor for {', '.join(ours)}: "
                          "pass EventLog(events, users, prep.schema)")
     return log
 
@@ -162,7 +177,8 @@ def _check_list(k, diversity): # What can be known before any work is done
 def _check_pair(model, prep): # Of one training: the spec carries the preprocessor's checksum
     if prep.spec is None: raise ValueError("the preprocessor knows nothing yet: fit it, or load a fitted one")
     if not hasattr(model, "spec") or not hasattr(model, "serving"):
-        raise ValueError(f"{type(model).__name__} is not a Recommender, which is needed here: subclass Recommender")
+        raise ValueError(
+            f"{type(model).__name__} is not a Recommender, which is needed here: subclass Recommender")
     if model.spec != prep.spec:
         raise ValueError("model and preprocessor do not belong together: their specs differ; "
                          "use the pair that was trained together")
@@ -251,12 +267,14 @@ class Scorer:
 
     def vectors(self) -> torch.Tensor: # (n, m) on the CPU
         """What each item is like, as the model sees it."""
-        with torch.inference_mode(): return self.model.item_vectors(item_batch(self.prep).to(self.device)).cpu()
+        with torch.inference_mode():
+            return self.model.item_vectors(item_batch(self.prep).to(self.device)).cpu()
 
     def check_device(self) -> None:
         """What was kept lives where the model lived. Raises: `ValueError` if the model has moved since."""
         if (now := self._where(self.model)) != self.device:
-            raise ValueError(f"the model has moved from {self.device} to {now} since the catalogue was built: "
+            raise ValueError(
+                f"the model has moved from {self.device} to {now} since the catalogue was built: "
                              "build it again")
 
     @staticmethod
@@ -278,8 +296,10 @@ def recommend(
 ) -> pd.DataFrame: # One row per place: rank from 1, the item's id and columns, score (a probability)
     """The list for one user in one scenario; `Catalogue` makes many of them for less.
 
-    Raises: `ValueError` for an unknown scenario or task, k below 1, a diversity outside 0 to 1, a user who has seen
-    everything, a user id of another kind than the log's, a context column that is missing or not allowed, an empty log
+    Raises: `ValueError` for an unknown scenario or task, k below 1, a diversity outside 0 to 1, a user who
+    has seen
+    everything, a user id of another kind than the log's, a context column that is missing or not allowed, an
+    empty log
     without `when`, or a model and a preprocessor that do not belong together.
     """
     _check_list(k, diversity)
@@ -307,12 +327,15 @@ def overlap(
     if not sets: raise ValueError("overlap needs at least one list")
     for name, ids in sets.items():
         if not ids: raise ValueError(f"list {name!r} is empty: there is nothing to compare")
-    return pd.DataFrame([[len(a & b)/len(a | b) for b in sets.values()] for a in sets.values()], list(sets), list(sets))
+    return pd.DataFrame([[len(a & b)/len(a | b) for b in sets.values()] for a in sets.values()], list(sets),
+                        list(sets))
 
 # %% ../nbs/10_rank.ipynb #1f686c48
 def _true_best(prob, pick, what): # Checked probabilities and list, and the best list of the same length
     prob = _scores(prob, what)
-    if not ((prob >= 0) & (prob <= 1)).all(): raise ValueError(f"{what}: prob of row {int((~((prob >= 0) & (prob <= 1))).argmax())} is outside 0 to 1")
+    if not ((prob >= 0) & (prob <= 1)).all():
+        raise ValueError(
+            f"{what}: prob of row {int((~((prob >= 0) & (prob <= 1))).argmax())} is outside 0 to 1")
     pick = _picks(pick, len(prob), what)
     return prob, pick, top_k(prob, len(pick))
 
@@ -325,7 +348,8 @@ def best_share(
 
     Formula: (10.5) `|L ∩ L*| / k`.
 
-    Raises: `ValueError` for a probability outside 0 to 1, or a list that is empty, names a position twice or one that is not there.
+    Raises: `ValueError` for a probability outside 0 to 1, or a list that is empty, names a position twice or
+    one that is not there.
     """
     _, pick, best = _true_best(prob, pick, "best_share")
     return float(np.isin(pick, best).mean())
@@ -343,7 +367,8 @@ def true_ndcg(
     """
     prob, pick, best = _true_best(prob, pick, "true_ndcg")
     discount = 1/np.log2(np.arange(2, len(pick) + 2))
-    if not prob[best].any(): raise ValueError("true_ndcg: all probabilities are 0, no list is better than another")
+    if not prob[best].any():
+        raise ValueError("true_ndcg: all probabilities are 0, no list is better than another")
     return float((prob[pick] @ discount)/(prob[best] @ discount))
 
 # %% ../nbs/10_rank.ipynb #64223307
@@ -367,16 +392,20 @@ def item_weights(
     return masked_softmax(e, present.unsqueeze(1).expand_as(e))
 
 # %% ../nbs/10_rank.ipynb #a9f7412d
-_PLAIN = (MeanFusion, OwnScenario, ConcatFusion, ScenarioAttention, BesideOwn) # Fusions that (10.7) knows how to part
+# Fusions that (10.7) knows how to part
+_PLAIN = (MeanFusion, OwnScenario, ConcatFusion, ScenarioAttention, BesideOwn)
 
-def _splits(model, prep): # Whether (10.7) holds: our own forward pass, and no column that stands in the wrong table
-    schema, fuse, ours = prep.schema, getattr(model, "fuse", None), ("forward", "explain", "_scored", "item_vectors")
+# Whether (10.7) holds: our own forward pass, and no column that stands in the wrong table
+def _splits(model, prep):
+    schema, fuse, ours = prep.schema, getattr(model, "fuse", None), ("forward", "explain", "_scored",
+        "item_vectors")
     if any(getattr(type(model), name) is not getattr(InterestModel, name) for name in ours): return False
     if {type(head) for head in model.predictors} != {InterestPredictor}: return False
     if fuse is not None and type(fuse) not in _PLAIN: return False
     needed = {Categories, Numbers} | ({Histories} if fuse is not None else set())
     with_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items}
-    known = needed | {Labels, Histories, Vectors, Sequences} # a part of a user's own may change what these bring
+    # a part of a user's own may change what these bring
+    known = needed | {Labels, Histories, Vectors, Sequences}
     return needed <= {type(part) for part in prep.parts} <= known and with_items == set(schema.item_columns)
 
 # %% ../nbs/10_rank.ipynb #8bb39212
@@ -390,7 +419,8 @@ def _owners(model): # Which fields and which numbers the item brings; and which 
     return fields, numbers, rest(len(model.spec.fields), fields), rest(len(names), numbers)
 
 def _first_layer(model, head): # W_I, W_U, W_z, W_m and b_1 of (10.7)
-    layer, F, D, e = _layers(model.predictors[head])[0], len(model.spec.fields), len(model.spec.dense), model.d_embed
+    layer, F, D, e = _layers(model.predictors[head])[0], len(model.spec.fields), len(
+        model.spec.dense), model.d_embed
     d = 0 if model.fusion == "none" else model.widths[-1]
     W_E, W_D, W_t, W_z, W_m = layer.weight.split([F*e, D, e, d, d], 1)
     items, numbers, others, more = _owners(model)
@@ -412,7 +442,8 @@ def _item_parts(model, batch): # What (10.7) and (10.8) keep of some items
         kept["asks"] = attend.key(query @ attend.query.weight[:, :query.shape[1]].T)
     return kept
 
-def _mix(model, h, present, scenario): # (U, S, d) or None, (U, d): z is the weighted sum of the one, plus the other
+# (U, S, d) or None, (U, d): z is the weighted sum of the one, plus the other
+def _mix(model, h, present, scenario):
     fuse, nothing = model.fuse, h.new_zeros(len(h), len(model.item_columns)*model.d_embed)
     attend = _attention(fuse)
     if attend is None: return None, fuse(h, present, nothing, scenario)[0]
@@ -422,7 +453,8 @@ def _mix(model, h, present, scenario): # (U, S, d) or None, (U, d): z is the wei
     return mixed @ fuse.join.weight[:, :h.shape[2]].T, fuse.join(torch.cat([rest, own], 1))
 
 # %% ../nbs/10_rank.ipynb #387ce373
-def _histories_of(prep, log, users, when): # (U, S, H) float32 and present (U, S): as Preprocessor.transform makes them
+# (U, S, H) float32 and present (U, S): as Preprocessor.transform makes them
+def _histories_of(prep, log, users, when):
     part = prep.part(Histories)
     scenario, label, values = part.events(Context(prep.schema, prep.scenarios, log.users, prep.items, log))
     rows, who = log.rows(users, when)
@@ -437,19 +469,22 @@ def _people(prep, log): # Every user's own columns, and a last row for nobody kn
     batch = item_batch(prep, people.reindex(range(len(people) + 1)))
     return pd.Index(people[schema.user]), batch.fields, batch.dense
 
-def _user_columns(prep, log, users, context): # fields (U, F), dense (U, D); the item's columns among them are not read
+# fields (U, F), dense (U, D); the item's columns among them are not read
+def _user_columns(prep, log, users, context):
     row, *tables = log.kept(("people", prep.spec.prep), lambda: _people(prep, log))
     rows = row.get_indexer(pd.Index(users))
     known = [table[rows] for table in tables]  # -1, nobody known, is the last row
     if not context: return known
     given = item_batch(prep, pd.DataFrame({prep.schema.user: [None]}), context)
-    for table, one, names in zip(known, (given.fields, given.dense), (list(prep.spec.fields), list(prep.spec.dense))):
+    for table, one, names in zip(known, (given.fields, given.dense),
+                                 (list(prep.spec.fields), list(prep.spec.dense))):
         own = [names.index(c) for c in context if c in names]
         table[:, own] = one[:, own]
     return known
 
 # %% ../nbs/10_rank.ipynb #f3556c6a
-class _Meeting: # What (10.7) and (10.8) need of a few users in one scenario, and their log-odds for some items
+# What (10.7) and (10.8) need of a few users in one scenario, and their log-odds for some items
+class _Meeting:
     def __init__(self, model, head, scenario, fields, dense, history):
         _, W_U, W_z, self.W_m, b = _first_layer(model, head)
         *_, others, numbers = _owners(model)
@@ -472,16 +507,19 @@ class _Meeting: # What (10.7) and (10.8) need of a few users in one scenario, an
         if self.mixed is not None:
             alpha = item_weights(items["asks"], self.here, self.h, self.present).to(x.dtype)
             z = torch.baddbmm(self.rest.unsqueeze(1), alpha, self.mixed)
-            x.baddbmm_(alpha, self.into_first).flatten(0, 1).addmm_((z*items["wanted"]).flatten(0, 1), self.W_m.T)
+            x.baddbmm_(alpha, self.into_first).flatten(0, 1).addmm_((z*items["wanted"]).flatten(0, 1),
+                self.W_m.T)
         elif self.rest is not None: x += items["wanted"] @ (self.W_m*self.rest.unsqueeze(1)).transpose(1, 2)
         for layer in self.layers: x = layer(x.relu_())
         return x.squeeze(-1)
 
 # %% ../nbs/10_rank.ipynb #36141f49
 class InterestScorer(Scorer):
-    """The same for an `InterestModel`: what only the items know is computed once, what only the user knows once a list.
+    """The same for an `InterestModel`: what only the items know is computed once, what only the user knows
+    once a list.
 
-    Formula: (10.7) and (10.8). A model that cannot be parted so, such as one with a fusion of your own, is passed whole.
+    Formula: (10.7) and (10.8). A model that cannot be parted so, such as one with a fusion of your own, is
+    passed whole.
     """
     def __init__(self,
         model: InterestModel, # Trained; stays on the device where it is
@@ -492,7 +530,8 @@ class InterestScorer(Scorer):
         if not self.split: return
         batch, rows = item_batch(prep), 2**16
         with torch.inference_mode():
-            parts = [_item_parts(model, batch[i:i + rows].to(self.device)) for i in range(0, max(len(batch), 1), rows)]
+            parts = [_item_parts(model, batch[i:i + rows].to(self.device))
+                     for i in range(0, max(len(batch), 1), rows)]
         self.items = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def scores(self, users, scenario, log, when, context, task=0):
@@ -504,12 +543,14 @@ class InterestScorer(Scorer):
                 head, meeting = self._meeting(users[u:u + some], scenario, log, when, context, task)
                 for i in range(0, n, rows):
                     items = {name: x[i:i + rows] for name, x in self.items.items()}
-                    out[u:u + some, i:i + rows] = meeting.logits(self._first(head)[i:i + rows], items).float().sigmoid()
+                    out[u:u + some, i:i + rows] = meeting.logits(self._first(head)[i:i + rows],
+                        items).float().sigmoid()
         return out
 
     def vectors(self): return self.items["query"].cpu() if self.split else super().vectors()
 
-    def _meeting(self, users, scenario, log, when, context, task): # Which head answers, and what the users bring
+    # Which head answers, and what the users bring
+    def _meeting(self, users, scenario, log, when, context, task):
         t, each = self.prep.scenarios.index(scenario), len(self.model.predictors)//len(self.model.spec.tasks)
         head = task*each + (t if each > 1 else 0)
         here = lambda tensors: [x.to(self.device) for x in tensors]
@@ -525,7 +566,8 @@ class InterestScorer(Scorer):
 class Catalogue:
     """All items read once, for many lists: those of `recommend`, at a fraction of the work.
 
-    It keeps what the model's `serving` computes of the items: build a new one when weights or items have changed.
+    It keeps what the model's `serving` computes of the items: build a new one when weights or items have
+    changed.
 
     Raises: `ValueError` for a model and a preprocessor that do not belong together.
     """
@@ -545,9 +587,11 @@ class Catalogue:
         context: dict | None = None, # Values of further columns that the schema names, one for all
         task: str | None = None, # Which answer counts, where the model predicts several; None takes the first
     ) -> torch.Tensor: # (U, n) float32 on the CPU: probability of every item, in the order of the preprocessor's items
-        """Score all items for some users, in blocks: beside the result, memory does not grow with users or items.
+        """Score all items for some users, in blocks: beside the result, memory does not grow with users or
+        items.
 
-        Formula: (10.7) `W₁x + b₁ = W_I x_i + (W_U x_ut + b₁) + W_z z + W_m (z ∘ w_i)`, then the layers after it.
+        Formula: (10.7) `W₁x + b₁ = W_I x_i + (W_U x_ut + b₁) + W_z z + W_m (z ∘ w_i)`, then the layers after
+        it.
 
         Raises: `ValueError` as `recommend` does, but not for what was seen.
         """
@@ -567,7 +611,8 @@ class Catalogue:
         context: dict | None = None, # Values of further columns that the schema names, one for all items
         task: str | None = None, # Which answer counts, where the model predicts several; None takes the first
     ) -> pd.DataFrame: # One row per place: rank from 1, the item's id and columns, score (a probability)
-        """The list for one user in one scenario, as `recommend` makes it. Raises: `ValueError` as `recommend` does."""
+        """The list for one user in one scenario, as `recommend` makes it. Raises: `ValueError` as `recommend`
+        does."""
         _check_list(k, diversity)
         log = self.log if log is None else _as_log(self.prep, log)
         score = self.scores([user_id], scenario, log, when, context, task)[0].numpy()

@@ -1,7 +1,10 @@
-"""A run of the command: read a log, train, judge, keep everything in one folder, use it later. Written by hand; it teaches nothing.
+"""A run of the command: read a log, train, judge, keep everything in one folder, use it later. Written by
+hand; it teaches nothing.
 
-The folder of a run: `model/` and `preprocess/` can be shipped; `log/` holds users' data and is a record of its own; `run.json`
-names the checksums of all three, so that parts of two runs never go together. The rest is for readers: metrics, pictures, card.
+The folder of a run: `model/` and `preprocess/` can be shipped; `log/` holds users' data and is a record of
+its own; `run.json`
+names the checksums of all three, so that parts of two runs never go together. The rest is for readers:
+metrics, pictures, card.
 """
 import contextlib
 import csv
@@ -33,17 +36,20 @@ from .data import Schema, log_summary
 from .logs import load_movielens_100k, read_log
 from .metrics import auc, bootstrap_interval, log_loss, report
 from .model import Recommender, _as_json, build, model_card, model_class, model_names
-from .preprocess import (EventLog, Preprocessor, Vocabulary, clean, group_split, load_log, save_log, time_split,
+from .preprocess import (EventLog, Preprocessor, Vocabulary, clean, group_split, load_log, save_log,
+                         time_split,
                          with_news)
 from .rank import recommend
 from .storage import foreign_file, read_record, replaced_folder, settle, work_folder, write_record, write_whole
 from .train import Checkpoint, FiniteCheck, KeepBest, Progress, attention_map, fit, plot_map, predict
 
-__all__ = ["read_schema", "measure", "column_auc", "find_model", "train_log", "evaluate_log", "list_for", "load_run", "Run",
+__all__ = ["read_schema", "measure", "column_auc", "find_model", "train_log", "evaluate_log", "list_for",
+           "load_run", "Run",
            "picture", "plain_text"]
 
 FORMAT = 2
-OURS = ("model", "preprocess", "log", "metrics.csv", "metrics.json", "curve.png", "attention.png", "model_card.md")
+OURS = ("model", "preprocess", "log", "metrics.csv", "metrics.json", "curve.png", "attention.png",
+        "model_card.md")
 WRITER = "multiscene-rec train"
 MANY_SCENARIOS = 300 # More are a sign of a wrong column: a session, a page, a time
 SUSPECT_COLUMN, SUSPECT_MODEL = .95, .98 # An AUC above which something is probably known only after the click
@@ -60,11 +66,13 @@ def plain_text(
 def say_nothing(text=""): # News that nobody wants
     pass
 
-_OPTIONS = {"pass time_range=None": "say --any-time, or name their unit with --time-unit", "pass a larger window": "say --window with a larger number",
+_OPTIONS = {"pass time_range=None": "say --any-time, or name their unit with --time-unit",
+            "pass a larger window": "say --window with a larger number",
             "pass exclude_seen=False": "say --seen"}
 
 def in_options(text): # The library's advice in the command's words
-    text = re.sub(r"give its value, context=\{'([^']*)': \.\.\.\}; if it describes users, give .*", r"give its value, --context \1=VALUE; if it describes users, train with --users", str(text))
+    text = re.sub(r"give its value, context=\{'([^']*)': \.\.\.\}; if it describes users, give .*",
+                  r"give its value, --context \1=VALUE; if it describes users, train with --users", str(text))
     for said, option in _OPTIONS.items(): text = text.replace(said, option)
     return text
 
@@ -77,8 +85,10 @@ def some(names, most=10): # A list in words, not longer than a line
 
 def as_json(value): # Text of plain data; NaN, which JSON does not have, becomes null
     plain = lambda x: x.item() if isinstance(x, np.generic) else str(x)
-    text = json.dumps(json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None), indent=1, ensure_ascii=False)
-    return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text) + "\n" # a terminal obeys these; those below 32 are escaped already
+    text = json.dumps(json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None), indent=1,
+                      ensure_ascii=False)
+    # a terminal obeys these; those below 32 are escaped already
+    return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text) + "\n"
 
 def picture(
     figure, # A matplotlib figure; it is closed
@@ -98,7 +108,8 @@ def read_schema(
 ) -> Schema: # Which column means what
     """Read a Schema from a file. A field that is left out keeps its default name; features default to none.
 
-    Raises: `FileNotFoundError`; `ValueError` for text that is not JSON or TOML, a field that Schema does not have, or names
+    Raises: `FileNotFoundError`; `ValueError` for text that is not JSON or TOML, a field that Schema does not
+    have, or names
     that do not go together.
     """
     path, known = Path(path), [f.name for f in fields(Schema)]
@@ -107,31 +118,41 @@ def read_schema(
     try: plain = (tomllib.loads if kind == "TOML" else json.loads)(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not {kind}: {e}") from None
     if not isinstance(plain, dict):
-        raise ValueError(f"{path} must hold fields of a schema, such as {{\"user\": \"customer\"}}, not a {type(plain).__name__}")
+        raise ValueError(
+            f"{path} must hold fields of a schema, such as {{\"user\": \"customer\"}}, not a "
+            f"{type(plain).__name__}")
     if wrong := [k for k in plain if k not in known]:
-        raise ValueError(f"{path}: there is no field {wrong[0]!r} in a schema; the fields are {', '.join(known)}")
+        raise ValueError(
+            f"{path}: there is no field {wrong[0]!r} in a schema; the fields are {', '.join(known)}")
     try: return Schema(**(dict(categorical=(), numeric=(), item_columns=()) | plain))
     except (TypeError, ValueError) as e: raise ValueError(f"{path}: {e}") from None
 
-def _plain_schema(**named): # Without a file: the five columns, and those features of the mall's schema that are not a key here
+# Without a file: the five columns, and those features of the mall's schema that are not a key here
+def _plain_schema(**named):
     named, usual = {k: v for k, v in named.items() if v}, Schema()
-    if "label" in named: named["label"] = tuple(named["label"]) if not isinstance(named["label"], str) else named["label"]
+    if "label" in named:
+        named["label"] = tuple(named["label"]) if not isinstance(named["label"], str) else named["label"]
     keys = Schema(**named, categorical=(), numeric=(), item_columns=()).required
     free = lambda names: tuple(c for c in names if c not in keys)
-    return Schema(**named, categorical=free(usual.categorical), numeric=free(usual.numeric), item_columns=free(usual.item_columns))
+    return Schema(**named, categorical=free(usual.categorical), numeric=free(usual.numeric),
+                  item_columns=free(usual.item_columns))
 
 def _with_features(schema, *tables): # Only those features that there are
     there = {c for table in tables if table is not None for c in table.columns}
-    kept = {name: tuple(c for c in getattr(schema, name) if c in there) for name in ("categorical", "numeric", "item_columns")}
+    kept = {name: tuple(c for c in getattr(schema, name) if c in there) for name in ("categorical", "numeric",
+        "item_columns")}
     return replace(schema, **kept)
 
 def _without(schema, drop): # The schema without some of its features
     listed = (*schema.categorical, *schema.numeric)
     for c in drop:
-        if c not in listed: raise ValueError(f"--drop: {c!r} is not a feature here; the features are {', '.join(listed) or 'none'}")
+        if c not in listed:
+            raise ValueError(
+                f"--drop: {c!r} is not a feature here; the features are {', '.join(listed) or 'none'}")
     left = lambda names: tuple(c for c in names if c not in drop)
     history = None if schema.history is None else left(schema.history) or None
-    return replace(schema, categorical=left(schema.categorical), numeric=left(schema.numeric), item_columns=left(schema.item_columns), history=history)
+    return replace(schema, categorical=left(schema.categorical), numeric=left(schema.numeric),
+                   item_columns=left(schema.item_columns), history=history)
 
 
 # Reading
@@ -151,30 +172,41 @@ def _side_table(path, key, log, option): # A file of users or items, its ids of 
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"{option}: no such file: {path}")
     try: table = _read_side(path, key)
-    except (ValueError, OSError, EOFError) as e: raise ValueError(f"{option}: {path} is not a table: {' '.join(str(e).split())}") from None
+    except (ValueError, OSError, EOFError) as e:
+        raise ValueError(f"{option}: {path} is not a table: {' '.join(str(e).split())}") from None
     names = list(map(str, table.columns))
-    if twice := [n for n in names if names.count(n) > 1]: raise ValueError(f"{option}: {path}: column {twice[0]!r} appears twice in the header; rename one of the two")
-    if key not in table: raise ValueError(f"{option}: {path} lacks column {key!r}; there are: {', '.join(names)}")
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise ValueError(
+            f"{option}: {path}: column {twice[0]!r} appears twice in the header; rename one of the two")
+    if key not in table:
+        raise ValueError(f"{option}: {path} lacks column {key!r}; there are: {', '.join(names)}")
     if pd.api.types.is_numeric_dtype(log[key]): # "007" is not 7, as in the log
         text = table[key].astype(object).where(table[key].notna(), "").astype(str).str.strip()
         number = pd.to_numeric(text.where(text.str.fullmatch(r"(0|-?[1-9]\d{0,17})(\.0)?")), errors="coerce")
         table[key] = number.where(number % 1 == 0).astype("Int64")
     else: table[key] = table[key].map(str, na_action="ignore")
     if table[key].isna().any():
-        raise ValueError(f"{option}: {path}: column {key!r}, row {int(table[key].isna().argmax()) + 1} below the header has no id such as the log's")
+        raise ValueError(
+            f"{option}: {path}: column {key!r}, row {int(table[key].isna().argmax()) + 1} below the header "
+            "has no id such as the log's")
     table = table.astype({key: log[key].dtype})
     if not log[key].isin(table[key]).any():
-        raise ValueError(f"{option}: {path}: column {key!r} holds no id of the log; the log has {some(log[key].unique(), 2)}, the file {some(table[key].unique(), 2)}")
+        raise ValueError(
+            f"{option}: {path}: column {key!r} holds no id of the log; the log has "
+            f"{some(log[key].unique(), 2)}, the file {some(table[key].unique(), 2)}")
     return table
 
 def _read_side(path, key): # As it stands in the file; names that stand twice are kept so
     if path.suffix == ".parquet":
         frame = require("pyarrow.parquet", "data").read_table(path)
-        return frame.to_pandas() if len(set(frame.column_names)) == len(frame.column_names) else pd.DataFrame(columns=frame.column_names)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f: header = f.readline().rstrip("\r\n")
+        return frame.to_pandas() if len(set(frame.column_names)) == len(frame.column_names) else pd.DataFrame(
+            columns=frame.column_names)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
+        header = f.readline().rstrip("\r\n")
     sep = max(",;\t|", key=header.count) # of the four usual ones the one that appears most often
     names = [name.strip() for name in next(csv.reader([header], delimiter=sep), [])]
-    frame = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig", dtype={key: "str"}, skipinitialspace=True, index_col=False)
+    frame = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig",
+                        dtype={key: "str"}, skipinitialspace=True, index_col=False)
     return frame.set_axis(names, axis=1) if len(names) == frame.shape[1] else frame
 
 def _coverage(log, table, key, option): # What a table of users or items does not know
@@ -183,8 +215,11 @@ def _coverage(log, table, key, option): # What a table of users or items does no
     new = ~log[key].isin(known)
     if new.any():
         ids = log[key][new].nunique()
-        what = "can never be recommended" if option == "--items" else "count as unknown in every column of that file"
-        notes.append(f"{ids:,} of {log[key].nunique():,} ids in column {key!r} are not in the file of {option}: they {what}")
+        what = "can never be recommended" if option == "--items" else ("count as unknown in every column of "
+                                                                       "that file")
+        notes.append(
+            f"{ids:,} of {log[key].nunique():,} ids in column {key!r} are not in the file of {option}: they "
+            f"{what}")
     return notes
 
 def _contradictions(log, items, schema): # Training reads what the log says of an item, lists read the file
@@ -193,55 +228,78 @@ def _contradictions(log, items, schema): # Training reads what the log says of a
         if c not in schema.categorical or c not in log or c not in items: continue
         said, known = items.set_index(schema.item)[c].reindex(log[schema.item]).to_numpy(), log[c].to_numpy()
         differs = (said.astype(str) != known.astype(str)) & pd.notna(said) & pd.notna(known)
-        if differs.any(): notes.append(f"in {int(differs.sum()):,} of {len(log):,} rows column {c!r} of the log is not what the file of --items says of the item: training reads the log, lists read the file")
+        if differs.any():
+            notes.append(
+                f"in {int(differs.sum()):,} of {len(log):,} rows column {c!r} of the log is not what the "
+                "file of --items says of the item: training reads the log, lists read the file")
     return notes
 
-def _raw(path, schema, columns, users, items, time_unit): # (frame, users, items, schema) of a file, or of MovieLens under its name
+# (frame, users, items, schema) of a file, or of MovieLens under its name
+def _raw(path, schema, columns, users, items, time_unit):
     if str(path) == "movielens-100k":
         if schema is not None or columns or users or items:
-            raise ValueError("movielens-100k brings its own columns, users and items: leave the options that name them out")
+            raise ValueError(
+                "movielens-100k brings its own columns, users and items: leave the options that name them "
+                "out")
         ml = load_movielens_100k()
         return ml.events, ml.users, ml.items, ml.schema
     own = schema if schema is not None else _plain_schema(**(columns or {}))
     log = read_log(path, own, time_unit=time_unit) if time_unit else read_log(path, own)
-    users, items = (given and _side_table(given, key, log, option) for given, key, option in ((users, own.user, "--users"), (items, own.item, "--items")))
+    users, items = (given and _side_table(given, key, log, option) for given, key,
+                    option in ((users, own.user, "--users"), (items, own.item, "--items")))
     return log, users, items, own
 
-def open_log(path, schema, price=None, columns=None, users=None, items=None, time_unit=None, any_time=False, window=5., drop=()):
+def open_log(path, schema, price=None, columns=None, users=None, items=None, time_unit=None, any_time=False,
+             window=5., drop=()):
     "Read and clean a file; returns a Log."
     given, (log, users, items, schema) = schema, _raw(path, schema, columns, users, items, time_unit)
     if given is None: schema = _with_features(schema, log, users, items)
     schema = _without(schema, drop)
-    if price is not None and price not in log: raise ValueError(f"--price: the log has no column {price!r}; there are: {', '.join(map(str, log.columns))}")
+    if price is not None and price not in log:
+        raise ValueError(
+            f"--price: the log has no column {price!r}; there are: {', '.join(map(str, log.columns))}")
     when = dict(time_range=None) if any_time or time_unit == "none" else {}
     try: rows, cleaning = clean(log, schema, window=window, price=price, **when)
     except ValueError as e: raise ValueError(in_options(e)) from None
     for name in schema.labels:
         soft = ~rows[name].isin((0, 1)).to_numpy()
         if soft.any():
-            raise ValueError(f"column {name!r}, row {rows.index[soft.argmax()] + 1} below the header: {rows[name].iloc[soft.argmax()]} is a soft label; "
-                             "the command measures AUC, which needs 0 or 1: round the labels, or use fit and predict from Python")
+            raise ValueError(
+                f"column {name!r}, row {rows.index[soft.argmax()] + 1} below the header: "
+                f"{rows[name].iloc[soft.argmax()]} is a soft label; "
+                             "the command measures AUC, which needs 0 or 1: round the labels, or use fit and "
+                             "predict from Python")
     names = rows[schema.scenario].unique()
-    if taken := {"macro", "all"} & set(names): raise ValueError(f"a scenario is called {min(taken)!r}, which names a line of the results: rename it in the log")
+    if taken := {"macro", "all"} & set(names):
+        raise ValueError(
+            f"a scenario is called {min(taken)!r}, which names a line of the results: rename it in the log")
     if len(names) > MANY_SCENARIOS:
-        raise ValueError(f"column {schema.scenario!r} names {len(names):,} scenarios ({some(names, 3)}): is it the right column? At most {MANY_SCENARIOS} make sense")
+        raise ValueError(
+            f"column {schema.scenario!r} names {len(names):,} scenarios ({some(names, 3)}): is it the right "
+            f"column? At most {MANY_SCENARIOS} make sense")
     notes = [*_coverage(rows, users, schema.user, "--users"), *_coverage(rows, items, schema.item, "--items")]
-    if items is not None and not items[schema.item].duplicated().any(): notes += _contradictions(rows, items, schema)
+    if items is not None and not items[schema.item].duplicated().any():
+        notes += _contradictions(rows, items, schema)
     name = str(path).encode("utf-8", "backslashreplace").decode() # a path may hold bytes that are no text
     return Log(name, rows.sort_values(schema.time, kind="stable"), users, items, schema, cleaning, notes)
 
 def _split(log, by, seed): # train, valid, test; and what to remember of the cut
     schema = log.schema
-    if by == "user": return group_split(log.rows, schema.user, (.8, .08, .12), seed), dict(by="user", seed=seed)
+    if by == "user":
+        return group_split(log.rows, schema.user, (.8, .08, .12), seed), dict(by="user", seed=seed)
     parts = time_split(log.rows, schema)
-    return parts, dict(by="time", valid_from=int(parts[1][schema.time].iloc[0]), test_from=int(parts[2][schema.time].iloc[0]))
+    return parts, dict(by="time", valid_from=int(parts[1][schema.time].iloc[0]),
+                       test_from=int(parts[2][schema.time].iloc[0]))
 
 def _known(rows, scenarios, schema, what): # Rows of known scenarios; and a line on those that were left out
     new = ~rows[schema.scenario].isin(scenarios)
     if not new.any(): return rows, []
     names, kept = rows[schema.scenario][new].unique(), rows[~new]
-    line = f"{int(new.sum()):,} of {len(rows):,} {what} rows left out: scenario {some(sorted(names))} does not occur in the training rows"
-    if not len(kept): raise ValueError(f"{line}; none is left: train on a log that holds these scenarios early on, or use --split user")
+    line = (f"{int(new.sum()):,} of {len(rows):,} {what} rows left out: scenario {some(sorted(names))} does "
+            "not occur in the training rows")
+    if not len(kept):
+        raise ValueError(
+            f"{line}; none is left: train on a log that holds these scenarios early on, or use --split user")
     return kept, [line]
 
 
@@ -255,7 +313,8 @@ def measure(
     base: np.ndarray | None = None, # (n,) what a guess without a model would say, a probability; None leaves that column out
     resamples: int = 200, # For the intervals
 ) -> pd.DataFrame: # The frame of metrics.report, with auc_low, auc_high, log_loss_low, log_loss_high and base_log_loss
-    """A report with 95 % intervals over users; where one class or one user is left, AUC and intervals are NaN.
+    """A report with 95 % intervals over users; where one class or one user is left, AUC and intervals are
+    NaN.
 
     Raises: `ValueError` as metrics.report.
     """
@@ -267,8 +326,10 @@ def measure(
             except ValueError: low = high = np.nan
             table.loc[line, [f"{name}_low", f"{name}_high"]] = low, high
         if base is not None: table.loc[line, "base_log_loss"] = log_loss(label[rows], base[rows])
-    if base is not None: table.loc["macro", "base_log_loss"] = table.base_log_loss.drop(["macro", "all"]).mean()
-    order = ["rows", "users", "click_rate", "auc", "auc_low", "auc_high", "gauc", "log_loss", "log_loss_low", "log_loss_high", "base_log_loss"]
+    if base is not None:
+        table.loc["macro", "base_log_loss"] = table.base_log_loss.drop(["macro", "all"]).mean()
+    order = ["rows", "users", "click_rate", "auc", "auc_low", "auc_high", "gauc", "log_loss", "log_loss_low",
+             "log_loss_high", "base_log_loss"]
     return table[[c for c in order if c in table]]
 
 def column_auc(
@@ -277,7 +338,8 @@ def column_auc(
     numeric: bool, # Whether the column is a quantity
     seed: int = 0, # Of the folds
 ) -> float: # 0.5 to 1; one half tells nothing
-    """How well one column alone tells clicks from the rest: a quantity by its order, words by their click rate in other rows.
+    """How well one column alone tells clicks from the rest: a quantity by its order, words by their click
+    rate in other rows.
 
     Missing values of a quantity are a group of their own, below all others.
     """
@@ -288,9 +350,11 @@ def column_auc(
         score = pd.Series(score).rank().to_numpy()
     else:
         code, fold = pd.factorize(value)[0] + 1, np.random.default_rng(seed).integers(5, size=len(y))
-        clicks, rows = (np.bincount(code*5 + fold, w, minlength=(code.max() + 1)*5).reshape(-1, 5) for w in (y, np.ones(len(y))))
+        clicks, rows = (np.bincount(code*5 + fold, w, minlength=(code.max() + 1)*5).reshape(-1, 5)
+                        for w in (y, np.ones(len(y))))
         others = lambda x: (x.sum(1, keepdims=True) - x)[code, fold]
-        score = (others(clicks) + 5*y.mean())/(others(rows) + 5) # five made-up rows of the mean hold back words that are rare
+        # five made-up rows of the mean hold back words that are rare
+        score = (others(clicks) + 5*y.mean())/(others(rows) + 5)
     found = auc(y, score)
     return float(max(found, 1 - found))
 
@@ -301,19 +365,25 @@ def suspects(rows, log): # Features of the training rows that tell the label all
     for c in (*schema.categorical, *schema.numeric):
         if c in part: value = part[c]
         else:
-            key, table = next(((k, t) for k, t in ((schema.item, log.items), (schema.user, log.users)) if t is not None and c in t), (None, None))
+            key, table = next(((k, t) for k, t in ((schema.item, log.items), (schema.user, log.users))
+                               if t is not None and c in t), (None, None))
             if table is None: continue
             value = table[c].reindex(Vocabulary(words=table[key].tolist()).encode(part[key]) - 1)
-        score = max((column_auc(value.reset_index(drop=True), label, c in schema.numeric) for label in labels), default=0.)
+        score = max((column_auc(value.reset_index(drop=True), label, c in schema.numeric)
+                     for label in labels), default=0.)
         if score > SUSPECT_COLUMN: found[c] = score
     return found
 
 def _warnings(leaks, metrics): # Lines for the screen and for the card
-    lines = [f"WARNING: column {c!r} alone tells clicks from the rest (AUC {score:.3f} on the training rows). Is it known before the "
+    lines = [
+        f"WARNING: column {c!r} alone tells clicks from the rest (AUC {score:.3f} on the training rows). Is "
+        "it known before the "
              f"click? If not, leave it out with --drop {c}" for c, score in leaks.items()]
     best = metrics.loc[metrics.index == "all", "auc"].max()
     if best > SUSPECT_MODEL and not leaks:
-        lines.append(f"WARNING: an AUC of {best:.3f} on the test rows is too good for clicks. Look for a feature that is known only after the click")
+        lines.append(
+            f"WARNING: an AUC of {best:.3f} on the test rows is too good for clicks. Look for a feature that "
+            "is known only after the click")
     return lines
 
 
@@ -322,9 +392,11 @@ def _warnings(leaks, metrics): # Lines for the screen and for the card
 def find_model(
     name: str, # One of model_names(), or package.module:Class
 ) -> str: # The name it is known by
-    """A model by its name; a module of the user's own is imported because the user says so, never because a file does.
+    """A model by its name; a module of the user's own is imported because the user says so, never because a
+    file does.
 
-    Raises: `ValueError` for a name that is unknown, a module that cannot be imported, or a class that is not a Recommender.
+    Raises: `ValueError` for a name that is unknown, a module that cannot be imported, or a class that is not
+    a Recommender.
     """
     module, _, kind = name.partition(":")
     if not kind:
@@ -348,15 +420,23 @@ def _free(out, resume, overwrite): # Is there something in the folder that must 
         raise ValueError(f"{out} holds {foreign!r}, which is not of a run: name a new or an empty folder")
     done, begun = (Path(out)/"run.json").exists(), _begun(out).exists()
     if resume and not begun:
-        if done: raise ValueError(f"{out} holds a finished run: nothing is left to resume; name another folder, or --overwrite it")
+        if done:
+            raise ValueError(
+                f"{out} holds a finished run: nothing is left to resume; name another folder, or --overwrite "
+                "it")
         raise FileNotFoundError(f"there is no run for {out} that was begun: leave --resume out")
     if not (resume or overwrite):
-        if begun: raise ValueError(f"a run for {out} was stopped: --resume goes on with it, --overwrite begins again")
-        if done: raise ValueError(f"{out} holds a trained model: name another folder, or say --overwrite to replace it")
+        if begun:
+            raise ValueError(
+                f"a run for {out} was stopped: --resume goes on with it, --overwrite begins again")
+        if done:
+            raise ValueError(
+                f"{out} holds a trained model: name another folder, or say --overwrite to replace it")
 
 def _begun(out): return work_folder(out)/"checkpoint"/"checkpoint.json" # There while a run is not finished
 
-def _rank(): return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0 # Number of this process, under torchrun
+# Number of this process, under torchrun
+def _rank(): return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
 
 def train_log(
     log: str | Path, # A .csv, .csv.gz or .parquet file, or movielens-100k
@@ -383,9 +463,11 @@ def train_log(
 ) -> pd.DataFrame: # What measure says of the test rows; in other processes than the first an empty frame
     """Train on a log and write model, preprocessor, log, metrics, pictures and a model card into a folder.
 
-    The folder is made beside its place and swapped in when it is complete: whatever fails leaves the old one as it was.
+    The folder is made beside its place and swapped in when it is complete: whatever fails leaves the old one
+    as it was.
 
-    Raises: `ValueError`, `FileNotFoundError`, `OSError` for what is wrong with log, options or folder; `KeyboardInterrupt` that
+    Raises: `ValueError`, `FileNotFoundError`, `OSError` for what is wrong with log, options or folder;
+    `KeyboardInterrupt` that
     names the checkpoint.
     """
     training = dict(epochs=10, batch_size=1024, lr=4e-3, precision="fp32", device="auto") | training
@@ -402,7 +484,8 @@ def train_log(
         with replaced_folder(out) if first else contextlib.nullcontext(work_folder(out)) as work:
             say(f"Reading {log}")
             data = open_log(log, schema, price, columns, users, items, time_unit, any_time, window, drop)
-            run = _Training(data, out, work, split, seed, name, dict(params or {}), patience, progress, resume, training, say)
+            run = _Training(data, out, work, split, seed, name, dict(params or {}), patience, progress,
+                            resume, training, say)
             metrics = run.go(first)
             if first:
                 run.about |= dict(price=price, time_unit=time_unit, any_time=any_time, window=window)
@@ -434,18 +517,25 @@ class _Training:
         self.ready()
         schema, train, valid, test = self.data.schema, *self.batches
         features = [*schema.categorical, *schema.numeric]
-        self.say(f"Features: {', '.join(features) if features else 'none but the ids; name columns of your log in a schema file to use them'}")
+        self.say(
+            f"Features: {', '.join(features) if features else 'none but the ids; name columns of your log in a schema file to use them'}")
         set_seed(self.seed)
         self.model = build(self.name, self.prep.spec, **self.params)
         _as_json(self.model) # better to hear now than after training that an argument cannot be kept
-        self.say(f"Learning from {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on {len(test):,}")
+        self.say(
+            f"Learning from {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on "
+            f"{len(test):,}")
         folder = self.work/"checkpoint"
         if first and not self.resume: shutil.rmtree(folder, ignore_errors=True)
-        callbacks = (FiniteCheck(), KeepBest(self.patience), *((Progress(),) if self.progress else ()), Checkpoint(folder, self.resume))
+        callbacks = (FiniteCheck(), KeepBest(self.patience), *((Progress(),) if self.progress else ()),
+                     Checkpoint(folder, self.resume))
         self.log = fit(self.model, train, valid, seed=self.seed, callbacks=callbacks, **self.training)
         for row in self.log.frame.to_dict("records"):
-            judged = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}" for k, v in row.items() if k.startswith("valid_auc"))
-            self.say(f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss {row['valid_loss']:.4f}, {judged}"
+            judged = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}"
+                               for k, v in row.items() if k.startswith("valid_auc"))
+            self.say(
+                f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss "
+                f"{row['valid_loss']:.4f}, {judged}"
                      f"{'   <- kept' if row['epoch'] == self.log.best_epoch else ''}")
         if not first: return pd.DataFrame()
         self.say("Measuring on the test rows")
@@ -453,9 +543,12 @@ class _Training:
         self.metrics = judge(self.model, self.prep, self.parts[2], test, self.rates)
         self.warned = _warnings(self.leaks, self.metrics)
         for line in self.warned: self.say(line)
-        self.about = dict(format=FORMAT, log=self.data.name, schema=asdict(schema), split=self.cut, seed=self.seed, model=self.name, params=self.params,
-            training=self.training | dict(patience=self.patience), best_epoch=self.log.best_epoch, rates=self.rates, suspects=self.leaks,
-            rows=dict(read=self.data.cleaning.rows_in, kept=self.data.cleaning.rows_out) | dict(zip(("train", "valid", "test"), map(len, self.parts))), versions=versions())
+        self.about = dict(format=FORMAT, log=self.data.name, schema=asdict(schema), split=self.cut,
+                          seed=self.seed, model=self.name, params=self.params,
+            training=self.training | dict(patience=self.patience), best_epoch=self.log.best_epoch,
+                          rates=self.rates, suspects=self.leaks,
+            rows=dict(read=self.data.cleaning.rows_in, kept=self.data.cleaning.rows_out)
+                          | dict(zip(("train", "valid", "test"), map(len, self.parts))), versions=versions())
         return self.metrics
 
     def ready(self): # The three batches, the rows they are made of, and what to remember
@@ -470,50 +563,72 @@ class _Training:
         self.leaks = suspects(parts[0], data)
         say("Counting histories: what each user did before each row")
         own = getattr(model_class(self.name), "parts", None)
-        self.prep = Preprocessor(data.schema, own(data.schema, data.items) if own else None).fit(parts[0], users=data.users, items=data.items)
+        self.prep = Preprocessor(data.schema, own(data.schema, data.items) if own else None).fit(parts[0],
+            users=data.users, items=data.items)
         whole = EventLog(data.rows, data.users, data.schema)
         self.parts, self.batches = parts, [self.prep.transform(part, log=whole) for part in parts]
         known = data.rows[data.rows[data.schema.scenario].isin(scenarios)]
-        self.kept_log = EventLog(known if self.cut["by"] == "time" else pd.concat(parts[:2]), data.users, data.schema)
-        self.rates = {name: parts[0].groupby(data.schema.scenario)[name].mean().loc[list(self.prep.scenarios)].tolist() for name in data.schema.labels}
+        self.kept_log = EventLog(known if self.cut["by"] == "time" else pd.concat(parts[:2]), data.users,
+                                 data.schema)
+        self.rates = {name:
+                      parts[0].groupby(data.schema.scenario)[
+                          name].mean().loc[list(self.prep.scenarios)].tolist() for name in data.schema.labels}
 
-    def keep(self, folder): # Model, preprocessor, log, then what is made for readers; run.json names the checksums of the first three
+    # Model, preprocessor, log, then what is made for readers; run.json names the checksums of the first three
+    def keep(self, folder):
         try:
-            belongs = dict(model=self.model.save(folder/"model"), preprocess=self.prep.save(folder/"preprocess"), log=save_log(self.kept_log, folder/"log"))
+            belongs = dict(model=self.model.save(folder/"model"),
+                preprocess=self.prep.save(folder/"preprocess"), log=save_log(self.kept_log, folder/"log"))
             write_whole(folder/"metrics.csv", self.metrics.to_csv().encode())
-            write_whole(folder/"metrics.json", as_json(self.metrics.reset_index().to_dict("records")).encode())
+            write_whole(folder/"metrics.json",
+                        as_json(self.metrics.reset_index().to_dict("records")).encode())
             for name, content in self.pictures().items(): write_whole(folder/name, content)
             write_whole(folder/"model_card.md", plain_text(self.card()).encode())
             write_record(folder, "run", self.about | dict(belongs=belongs), {})
         except Exception as e:
-            said = f"{e}; the training is not lost: what was in {self.out} is as it was, and --resume writes the results again"
+            said = (f"{e}; the training is not lost: what was in {self.out} is as it was, and --resume "
+                    "writes "
+                    "the results again")
             raise (OSError(e.errno, said) if isinstance(e, OSError) else ValueError(said)) from e
 
     def pictures(self): # Name: bytes of a png file
         import matplotlib
-        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings(): # a scenario called $10_$20 is no formula
-            warnings.simplefilter("ignore", UserWarning) # a letter that a font lacks, a name too long for its place: no news for a terminal
+        # a scenario called $10_$20 is no formula
+        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            # a letter that a font lacks, a name too long for its place: no news for a terminal
+            warnings.simplefilter("ignore", UserWarning)
             axes = self.log.plot()
             axes.figure.tight_layout()
             made = {"curve.png": picture(axes.figure)}
-            if maps := weights(self.model, self.batches[2]): made["attention.png"] = picture(plot_map({k: plain_labels(v) for k, v in maps.items()}))
+            if maps := weights(self.model, self.batches[2]):
+                made["attention.png"] = picture(plot_map({k: plain_labels(v) for k, v in maps.items()}))
         return made
 
     def card(self): # Markdown
-        shown = self.metrics.assign(**{"AUC (95 %)": [_span(*row) for row in self.metrics[["auc", "auc_low", "auc_high"]].to_numpy()],
-                                       "log loss (95 %)": [_span(*row) for row in self.metrics[["log_loss", "log_loss_low", "log_loss_high"]].to_numpy()]})
-        columns = [c for c in ("task", "rows", "users", "click_rate", "AUC (95 %)", "gauc", "log loss (95 %)", "base_log_loss") if c in shown]
-        shown = shown[columns].rename(columns=dict(base_log_loss="log loss of the click rate", gauc="GAUC", click_rate="click rate"))
+        shown = self.metrics.assign(
+            **{"AUC (95 %)": [_span(*row) for row in self.metrics[["auc", "auc_low", "auc_high"]].to_numpy()],
+                                       "log loss (95 %)":
+               [_span(*row)
+                for row in self.metrics[["log_loss", "log_loss_low", "log_loss_high"]].to_numpy()]})
+        columns = [c for c in ("task", "rows", "users", "click_rate", "AUC (95 %)", "gauc", "log loss (95 %)",
+                               "base_log_loss") if c in shown]
+        shown = shown[columns].rename(columns=dict(base_log_loss="log loss of the click rate", gauc="GAUC",
+                                                   click_rate="click rate"))
         how = ", ".join(f"{k} {v}" for k, v in self.about["training"].items() if v is not None)
-        pictures = "the losses of each epoch: curve.png" + ("; the weights that the model gives to each history: attention.png" if weights(self.model, self.batches[2]) else "")
+        pictures = "the losses of each epoch: curve.png" + (
+            "; the weights that the model gives to each history: attention.png"
+            if weights(self.model, self.batches[2]) else "")
         made = [f"trained with: {how}; best epoch {self.log.best_epoch} of {len(self.log.frame)}", pictures]
-        return model_card(self.model, shown, seed=self.seed, title=f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}", data=plain_text(self.data.name),
+        return model_card(self.model, shown, seed=self.seed,
+            title=f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}",
+                          data=plain_text(self.data.name),
                           batch=self.batches[2][:1], rows=[*_data_lines(self), *self.warned], made=made)
 
 
 def plain_labels(frame): return frame.rename(index=plain_text, columns=plain_text)
 
-def weights(model, batch): # Title and map for the picture of attention; None where the model explains no weights
+# Title and map for the picture of attention; None where the model explains no weights
+def weights(model, batch):
     if len(model.spec.scenarios) > 40: return None
     with torch.inference_mode(): told = model.explain(batch[:1])
     if told is None or told.weights is None: return None
@@ -522,20 +637,27 @@ def weights(model, batch): # Title and map for the picture of attention; None wh
     return {"mean weight of each history (all test rows)": attention_map(model, batch, complete=False)}
 
 def versions(): # What a result may depend on
-    return dict(multiscene_rec=multiscene_rec.__version__, torch=torch.__version__, numpy=np.__version__, pandas=pd.__version__, python=platform.python_version())
+    return dict(multiscene_rec=multiscene_rec.__version__, torch=torch.__version__, numpy=np.__version__,
+                pandas=pd.__version__, python=platform.python_version())
 
 def _when(seconds): # A moment in words, or as it is where it is not one
-    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if 6e8 < seconds < 4.2e9 else f"{int(seconds):,}"
+    return datetime.fromtimestamp(int(seconds),
+        timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if 6e8 < seconds < 4.2e9 else f"{int(seconds):,}"
 
 def _data_lines(run): # Of the model card: where the rows came from and where they went
     log, cut, time, cleaning = run.data, run.cut, run.data.schema.time, run.data.cleaning
-    lines = [f"{cleaning.rows_in:,} rows were read from {plain_text(log.name)}, {cleaning.rows_out:,} were kept."]
-    lines += [f"{rows:,} rows {action} by the rule \"{rule}\" (see 03_preprocess)." for rule, action, rows in cleaning.counts.itertuples(index=False) if rows]
+    lines = [
+        f"{cleaning.rows_in:,} rows were read from {plain_text(log.name)}, {cleaning.rows_out:,} were kept."]
+    lines += [f"{rows:,} rows {action} by the rule \"{rule}\" (see 03_preprocess)." for rule, action,
+              rows in cleaning.counts.itertuples(index=False) if rows]
     lines += [f"The rows run from {_when(log.rows[time].min())} to {_when(log.rows[time].max())}."]
-    how = (f"by time: validation from {_when(cut['valid_from'])}, test from {_when(cut['test_from'])}" if cut["by"] == "time"
+    how = (f"by time: validation from {_when(cut['valid_from'])}, test from {_when(cut['test_from'])}"
+           if cut["by"] == "time"
            else f"by user, seed {cut['seed']}: no user is in two parts")
     train, valid, test = map(len, run.parts)
-    return [*lines, f"Split {how}. {train:,} rows to learn from, {valid:,} to choose the epoch, {test:,} to test.", *(f"{note[0].upper()}{note[1:]}." for note in run.notes)]
+    return [*lines,
+            f"Split {how}. {train:,} rows to learn from, {valid:,} to choose the epoch, {test:,} to test.",
+            *(f"{note[0].upper()}{note[1:]}." for note in run.notes)]
 
 def _span(value, low, high): # A number and its interval
     if np.isnan(value): return "-"
@@ -543,15 +665,20 @@ def _span(value, low, high): # A number and its interval
 
 def _stopped(out, before): # For Ctrl-C
     if _stamp(out) not in (None, before): return f"stopped when all was done: {out} holds the whole run"
-    if not _begun(out).exists(): return f"stopped before the first epoch was over: nothing was saved for {out}"
-    return f"stopped; the last whole epoch is kept beside {out}: the same command with --resume goes on from it"
+    if not _begun(out).exists():
+        return f"stopped before the first epoch was over: nothing was saved for {out}"
+    return (f"stopped; the last whole epoch is kept beside {out}: the same command with --resume goes on "
+            "from "
+            "it")
 
-def judge(model, prep, rows, batch, rates): # Metrics of some rows; with several tasks a block of lines for each
+# Metrics of some rows; with several tasks a block of lines for each
+def judge(model, prep, rows, batch, rates):
     code, prob, tables = batch.scenario.numpy(), predict(model, batch).numpy(), []
     names = np.array(prep.scenarios, dtype=object)[code]
     for k, label in enumerate(prep.schema.labels):
         p = prob if prob.ndim == 1 else prob[:, k]
-        table = measure(rows[label].to_numpy(), p, names, rows[prep.schema.user].to_numpy(), np.asarray(rates[label])[code])
+        table = measure(rows[label].to_numpy(), p, names, rows[prep.schema.user].to_numpy(),
+                        np.asarray(rates[label])[code])
         if prob.ndim > 1: table.insert(0, "task", label)
         tables.append(table)
     return pd.concat(tables)
@@ -573,45 +700,62 @@ def load_run(
 ) -> Run:
     """Read a run back; its parts must be those it was written with.
 
-    Raises: `FileNotFoundError`; `ValueError` naming the file that is damaged or of another run; `ImportError` for a model or a
+    Raises: `FileNotFoundError`; `ValueError` naming the file that is damaged or of another run; `ImportError`
+    for a model or a
     part that is not defined here.
     """
     folder = Path(folder).expanduser()
     settle(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"no such folder: {folder}; name the one that train wrote")
-    if not (folder/"run.json").is_file() and _begun(folder).is_file(): raise ValueError(f"the run for {folder} was stopped: finish it with train --resume")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}; name the one that train wrote")
+    if not (folder/"run.json").is_file() and _begun(folder).is_file():
+        raise ValueError(f"the run for {folder} was stopped: finish it with train --resume")
     about, _ = read_record(folder, "run", WRITER, FORMAT)
     with damage_named(folder/"run.json", WRITER): belongs = _well_formed(about)
     for name in ("model", "preprocess", "log"):
         path = folder/name/f"{name}.json"
         if name == "log" and not path.is_file(): continue
         try: found = json.loads(path.read_bytes().decode()).get("checksum") if path.is_file() else None
-        except (ValueError, AttributeError, RecursionError): found = None # its own reader says what is wrong with it
+        # its own reader says what is wrong with it
+        except (ValueError, AttributeError, RecursionError): found = None
         if found is not None and found != belongs.get(name):
-            raise ValueError(f"{path} does not belong to this run: it was written by another one; put the run's own file back, or train again")
+            raise ValueError(
+                f"{path} does not belong to this run: it was written by another one; put the run's own file "
+                "back, or train again")
     try: model, prep = Recommender.load(folder/"model"), Preprocessor.load(folder/"preprocess")
     except ImportError as e: raise ImportError(f"{e}; the command imports it with --import MODULE") from e
-    if model.spec != prep.spec: raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
+    if model.spec != prep.spec:
+        raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
     with damage_named(folder/"run.json", WRITER):
-        if [len(about["rates"][name]) for name in prep.schema.labels] != [len(prep.scenarios)]*len(prep.schema.labels): raise ValueError("its rates are not those of the scenarios")
-    return Run(folder, model, prep, load_log(folder/"log") if (folder/"log"/"log.json").is_file() else None, about)
+        if [len(about["rates"][name]) for name in prep.schema.labels] != [len(prep.scenarios)]*len(
+            prep.schema.labels):
+            raise ValueError("its rates are not those of the scenarios")
+    return Run(folder, model, prep, load_log(folder/"log") if (folder/"log"/"log.json").is_file() else None,
+               about)
 
 def _well_formed(about): # What is read of run.json later on; returns the checksums of the parts
-    kinds = dict(belongs=dict, split=dict, rates=dict, window=(int, float), any_time=bool, price=(str, type(None)), time_unit=(str, type(None)))
+    kinds = dict(belongs=dict, split=dict, rates=dict, window=(int, float), any_time=bool,
+                 price=(str, type(None)), time_unit=(str, type(None)))
     for name, kind in kinds.items():
         if not isinstance(about[name], kind): raise ValueError(f"its {name} is not well formed")
     cut = about["split"]
-    if cut["by"] not in ("time", "user") or cut["by"] == "time" and type(cut["test_from"]) is not int: raise ValueError("its split is not well formed")
+    if cut["by"] not in ("time", "user") or cut["by"] == "time" and type(cut["test_from"]) is not int:
+        raise ValueError("its split is not well formed")
     return about["belongs"]
 
-def _newer(run, path, users): # The log of the training and, if there is one, a newer file; and that file's clean rows
+# The log of the training and, if there is one, a newer file; and that file's clean rows
+def _newer(run, path, users):
     schema, about = run.prep.schema, run.about
-    if path is None and run.log is None: raise ValueError(f"{run.folder} was shipped without its log: give --log FILE with what has happened so far")
+    if path is None and run.log is None:
+        raise ValueError(
+            f"{run.folder} was shipped without its log: give --log FILE with what has happened so far")
     data = None
     if path is not None:
-        data = open_log(path, None if str(path) == "movielens-100k" else schema, about["price"], time_unit=about["time_unit"], any_time=about["any_time"], window=about["window"])
+        data = open_log(path, None if str(path) == "movielens-100k" else schema, about["price"],
+                        time_unit=about["time_unit"], any_time=about["any_time"], window=about["window"])
         data.rows = _ids_as_known(run, data.rows, path)
-        known = {str(s).casefold(): s for s in run.prep.scenarios} # the spelling of the training counts, not the commonest of this file
+        # the spelling of the training counts, not the commonest of this file
+        known = {str(s).casefold(): s for s in run.prep.scenarios}
         if len(known) == len(run.prep.scenarios):
             spelled = data.rows[schema.scenario].map(lambda s: known.get(str(s).casefold(), s))
             data.rows = data.rows.assign(**{schema.scenario: spelled})
@@ -623,7 +767,8 @@ def _newer(run, path, users): # The log of the training and, if there is one, a 
     if run.log is None: return EventLog(data.rows, table, schema), data
     return with_news(run.log, data.rows, table if users is not None else None), data
 
-def _ids_as_known(run, rows, path): # 7 and "7" are one id where text was meant; text where numbers were is a mistake that no number would show
+# 7 and "7" are one id where text was meant; text where numbers were is a mistake that no number would show
+def _ids_as_known(run, rows, path):
     schema, known = run.prep.schema, {run.prep.schema.item: run.prep.items[run.prep.schema.item]}
     if run.log is not None: known[schema.user] = pd.Series(run.log.ids)
     for c, ids in known.items():
@@ -631,16 +776,21 @@ def _ids_as_known(run, rows, path): # 7 and "7" are one id where text was meant;
         if was and not now:
             odd = rows[c][~rows[c].map(str).str.fullmatch(r"0|-?[1-9]\d{0,17}")]
             at = f", row {odd.index[0] + 1} below the header: {odd.iloc[0]!r}" if len(odd) else ""
-            raise ValueError(f"{path}: column {c!r}{at}: the ids of the training are whole numbers, such as {ids.iloc[0]}: write them the same way")
+            raise ValueError(
+                f"{path}: column {c!r}{at}: the ids of the training are whole numbers, such as "
+                f"{ids.iloc[0]}: write them the same way")
         if now and not was: rows = rows.assign(**{c: rows[c].astype(str)})
     return rows
 
 def _strangers(run, rows, path): # A log that knows nobody was perhaps written by another program
     notes, schema = [], run.prep.schema
-    known = {schema.item: (run.prep.items[schema.item], "item")} | ({} if run.log is None else {schema.user: (run.log.ids, "user")})
+    known = {schema.item: (run.prep.items[schema.item], "item")} | ({} if run.log is None
+        else {schema.user: (run.log.ids, "user")})
     for c, (ids, what) in known.items():
         if not rows[c].isin(ids).any():
-            notes.append(f"no {what} in column {c!r} of {path} is known to the model: is the id written as in the training log ({some(ids[:2])}; here {some(rows[c].unique(), 2)})?")
+            notes.append(
+                f"no {what} in column {c!r} of {path} is known to the model: is the id written as in the "
+                f"training log ({some(ids[:2])}; here {some(rows[c].unique(), 2)})?")
     return notes
 
 def evaluate_log(
@@ -661,10 +811,18 @@ def evaluate_log(
     for note in _strangers(run, rows, log): say(note)
     if not used and cut["by"] == "time": rows = rows[rows[schema.time] >= cut["test_from"]]
     elif not used:
-        if run.log is None: raise ValueError(f"{run.folder} was shipped without its log, so nobody can say which users the model was trained with: --used counts all rows")
+        if run.log is None:
+            raise ValueError(
+                f"{run.folder} was shipped without its log, so nobody can say which users the model was "
+                "trained with: --used counts all rows")
         rows = rows[~rows[schema.user].isin(run.log.ids)]
-    if len(rows) < len(data.rows): say(f"{len(data.rows) - len(rows):,} of {len(data.rows):,} rows left out: the model was trained with them (--used counts them)")
-    if not len(rows): raise ValueError(f"no row of {log} is new to the model: give a newer log, or --used to score what it was trained with")
+    if len(rows) < len(data.rows):
+        say(f"{len(data.rows) - len(rows):,} of {len(data.rows):,} rows left out: the model was trained with "
+            "them (--used counts them)")
+    if not len(rows):
+        raise ValueError(
+            f"no row of {log} is new to the model: give a newer log, or --used to score what it was trained "
+            "with")
     rows, notes = _known(rows, run.prep.scenarios, schema, "log")
     for note in notes: say(note)
     return judge(run.model, run.prep, rows, run.prep.transform(rows, log=whole), run.about["rates"])
@@ -682,11 +840,16 @@ def list_for(
     whole, data = _newer(run, log, users)
     if pd.api.types.is_numeric_dtype(whole.ids):
         try: user = int(user)
-        except ValueError: raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None
-    notes = [] if user in whole.ids else [f"user {user!r} is not in the log: this is a list for a newcomer, without a history"]
+        except ValueError:
+            raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None
+    notes = [] if user in whole.ids else [
+        f"user {user!r} is not in the log: this is a list for a newcomer, without a history"]
     if data is not None:
         new = ~data.rows[run.prep.schema.scenario].isin(run.prep.scenarios)
-        if new.any(): notes.append(f"{int(new.sum()):,} of {len(new):,} rows of {log} are in scenarios that the model does not know: they count as nobody's history")
+        if new.any():
+            notes.append(
+                f"{int(new.sum()):,} of {len(new):,} rows of {log} are in scenarios that the model does not "
+                "know: they count as nobody's history")
         notes += _strangers(run, data.rows, log)
     note = "; ".join(notes) or None
     try: return recommend(run.model, run.prep, whole, user, scenario, **options), note

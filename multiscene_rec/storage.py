@@ -1,8 +1,12 @@
-"""Everything the package keeps on disk: JSON beside safetensors, whole or not at all. Written by hand; it teaches nothing.
+"""Everything the package keeps on disk: JSON beside safetensors, whole or not at all. Written by hand; it
+teaches nothing.
 
-A record called `model` is two files: `model.json` says what it is, `model.safetensors` holds its numbers. Neither can run
-code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit or a file of another record is an
-error that names the file. A new record replaces an old one in one step: its numbers are written beside the old ones first,
+A record called `model` is two files: `model.json` says what it is, `model.safetensors` holds its numbers.
+Neither can run
+code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit or a file of another
+record is an
+error that names the file. A new record replaces an old one in one step: its numbers are written beside the
+old ones first,
 and what counts is the JSON, which is renamed into place.
 """
 import contextlib
@@ -25,8 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
-__all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame", "unpack_frame", "write_results",
-           "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "work_folder", "foreign_file", "replaced_folder"]
+__all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame",
+           "unpack_frame", "write_results",
+           "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "work_folder",
+           "foreign_file", "replaced_folder"]
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
@@ -50,7 +56,9 @@ def write_whole(
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e:
-        raise OSError(e.errno, f"{e.strerror}: free space or name another folder; the file that was there before is untouched",
+        raise OSError(e.errno,
+                      f"{e.strerror}: free space or name another folder; the file that was there before is "
+                      "untouched",
                       str(path)) from e
     finally:
         with contextlib.suppress(OSError): part.unlink(missing_ok=True)
@@ -62,22 +70,27 @@ def read_whole(
 ) -> bytes: # All of it
     """Read a file of data; a file that could run code is refused unopened.
 
-    Raises: `FileNotFoundError` if it is not there; `ValueError` if it is a pickle, with or without the zip file that
+    Raises: `FileNotFoundError` if it is not there; `ValueError` if it is a pickle, with or without the zip
+    file that
     `torch.save` puts around it.
     """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
     with open(path, "rb") as f: head = f.read(16)
     numbers = head[6:9] == b"\0\0{" # safetensors: a length of 8 bytes, far below 2^48, then JSON
     if head[:1] == b"\x80" and head[1:2] <= b"\x05" and not numbers or head[:4] == b"PK\x03\x04":
-        raise ValueError(f"{path} is a pickle or a zip file, which can run code when opened, so it is not read: save again with {writer}")
+        raise ValueError(
+            f"{path} is a pickle or a zip file, which can run code when opened, so it is not read: save "
+            f"again with {writer}")
     return path.read_bytes()
 
 
 def checksum(
     known: dict, # Plain data; an entry called checksum is left out
 ) -> str: # 64 hexadecimal digits
-    """SHA-256 of plain data as JSON, spaces and line ends aside. The order of the entries counts: it can be the order of columns.
+    """SHA-256 of plain data as JSON, spaces and line ends aside. The order of the entries counts: it can be
+    the order of columns.
 
     Raises: `ValueError` for a number that is not finite, which JSON does not have.
     """
@@ -94,10 +107,13 @@ def check_finite(
     tensors: dict, # Name: tensor, learned numbers
     what: str, # Whose they are, for the error message
 ) -> None:
-    """Refuse learned numbers that are not: a model with NaN in it is not worth keeping. Raises: `ValueError` naming the tensor."""
+    """Refuse learned numbers that are not: a model with NaN in it is not worth keeping. Raises: `ValueError`
+    naming the tensor."""
     for name, x in tensors.items():
         if x.is_floating_point() and not x.isfinite().all():
-            raise ValueError(f"{what}: tensor {name!r} is not finite, it holds nan or infinity; train again, with a smaller lr")
+            raise ValueError(
+                f"{what}: tensor {name!r} is not finite, it holds nan or infinity; train again, with a "
+                "smaller lr")
 
 def _document(about, content): # What the JSON says
     if type(about.get("format")) is not int: raise ValueError("a record's about needs format, a whole number")
@@ -108,7 +124,8 @@ def record_checksum(
     about: dict, # As for write_record
     tensors: dict, # As for write_record
 ) -> str: # 64 hexadecimal digits
-    """The checksum that `write_record` would give this record: by it other records name the one they belong to."""
+    """The checksum that `write_record` would give this record: by it other records name the one they belong
+    to."""
     return _document(about, to_bytes(_plain(tensors)) if tensors else b"")["checksum"]
 
 
@@ -118,9 +135,11 @@ def write_record(
     about: dict, # Plain data for JSON; format, a whole number, is among it
     tensors: dict, # Name: tensor; without any there is no second file
 ) -> str: # The record's checksum
-    """Keep plain data and tensors as one record, whole or not at all: whatever interrupts it, the old record or the new one is there.
+    """Keep plain data and tensors as one record, whole or not at all: whatever interrupts it, the old record
+    or the new one is there.
 
-    Raises: `ValueError` for a number in `about` that is not finite, `TypeError` for data that JSON does not know, `OSError` naming the
+    Raises: `ValueError` for a number in `about` that is not finite, `TypeError` for data that JSON does not
+    know, `OSError` naming the
     file if the disk is full.
     """
     folder, tensors = Path(folder), _plain(tensors)
@@ -136,7 +155,8 @@ def write_record(
     else: last.unlink(missing_ok=True)
     return known["checksum"]
 
-def _finish(described, first, last): # A writer was killed between its two renames: the numbers that count must not be written over
+# A writer was killed between its two renames: the numbers that count must not be written over
+def _finish(described, first, last):
     if not first.is_file(): return
     try: wanted = json.loads(described.read_bytes())["sha256"]
     except (OSError, ValueError, LookupError, TypeError): return
@@ -148,23 +168,29 @@ def _parsed(path, writer, format): # What the JSON says, of this format and unch
     try:
         about = json.loads(content.decode())
         own = checksum(about) if isinstance(about, dict) else None
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}; copy it again, or save again with {writer}") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged: {e}; copy it again, or save again with {writer}") from None
     found = about.get("format") if isinstance(about, dict) else None
     if type(found) is not int or found != format:
         shown = found if type(found) is int and abs(found) < 10**6 else "unknown"
         raise ValueError(f"{path} has format {shown}, this version reads {format}: save again with {writer}")
     if about.get("checksum") != own or not isinstance(about.get("sha256"), str):
-        raise ValueError(f"{path} is damaged or was edited: its own checksum differs; copy it again, or save again with {writer}")
+        raise ValueError(
+            f"{path} is damaged or was edited: its own checksum differs; copy it again, or save again with "
+            f"{writer}")
     return about
 
-def _numbers_of(folder, name, sha256, writer): # The file of numbers that the JSON means; between two renames it has its first name still
+# The file of numbers that the JSON means; between two renames it has its first name still
+def _numbers_of(folder, name, sha256, writer):
     for path in (folder/f"{name}.safetensors", folder/f"{name}.next.safetensors"):
         if path.is_file():
             content = read_whole(path, writer)
             if hashlib.sha256(content).hexdigest() == sha256: return path, content
     path = folder/f"{name}.safetensors"
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
-    raise ValueError(f"{path} is damaged, or is not the partner of the {name}.json beside it: its checksum differs; "
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
+    raise ValueError(
+        f"{path} is damaged, or is not the partner of the {name}.json beside it: its checksum differs; "
                      f"copy both again, or save again with {writer}")
 
 
@@ -176,7 +202,8 @@ def read_record(
 ) -> tuple[dict, dict]: # What was said about it, its checksum among that; name: tensor
     """Read a record back; nothing is used before both files have been held against their checksums.
 
-    Raises: `FileNotFoundError` for a file that is missing; `ValueError` naming the file that is damaged, edited, a pickle, of
+    Raises: `FileNotFoundError` for a file that is missing; `ValueError` naming the file that is damaged,
+    edited, a pickle, of
     another format, or not the partner of the other.
     """
     folder, tries = Path(folder), {}
@@ -193,16 +220,21 @@ def read_record(
     except SafetensorError as e: raise ValueError(f"{path} is damaged: {e}") from None
     return {k: v for k, v in about.items() if k not in ("sha256", "format")}, tensors
 
-def _refuse_pickles(folder, name, writer): # Models of other programs are often pickles: say so, instead of asking for a file that nobody wrote
+# Models of other programs are often pickles: say so, instead of asking for a file that nobody wrote
+def _refuse_pickles(folder, name, writer):
     if (folder/f"{name}.json").is_file() or not folder.is_dir(): return
     found = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-    if found: raise ValueError(f"{folder/found[0]} is a pickle by its name, which can run code when opened, so it is not read: save again with {writer}")
+    if found:
+        raise ValueError(
+            f"{folder/found[0]} is a pickle by its name, which can run code when opened, so it is not read: "
+            f"save again with {writer}")
 
 
 def header(
     path: str | Path, # A safetensors file
 ) -> dict: # Name: shape of each tensor
-    """The shapes in a safetensors file, without reading a number; its header has been held against the file's size.
+    """The shapes in a safetensors file, without reading a number; its header has been held against the file's
+    size.
 
     Raises: `ValueError` naming the file if it is damaged.
     """
@@ -216,20 +248,25 @@ def build_from(
     make, # Without arguments: a fresh module as the record describes it
     tensors: dict, # Name: tensor, as read_record gave them
 ): # The module with these tensors, in their precision
-    """Build a module from a record: first on the meta device, where it costs no memory, to hold its shapes against the tensors.
+    """Build a module from a record: first on the meta device, where it costs no memory, to hold its shapes
+    against the tensors.
 
     Raises: `ValueError` naming the record if its description is wrong or its tensors are of another module.
     """
     try:
         try:
             with torch.device("meta"): wanted = make().state_dict()
-        except (RuntimeError, NotImplementedError): # it reads a number while it is built, and there are none on the meta device
+        # it reads a number while it is built, and there are none on the meta device
+        except (RuntimeError, NotImplementedError):
             with torch.random.fork_rng(devices=[]): wanted = make().state_dict()
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as e:
         raise ValueError(f"{path}.json does not describe a model: {e}") from None
     def of(x): return tuple(x.shape), "float" if x.is_floating_point() else x.dtype
-    differ = sorted(k for k in wanted.keys() | tensors if k not in wanted or k not in tensors or of(wanted[k]) != of(tensors[k]))
-    if differ: raise ValueError(f"{path}.safetensors does not fit the model that {path}.json describes: {', '.join(differ[:5])}")
+    differ = sorted(k for k in wanted.keys() | tensors if k not in wanted or k not in tensors
+                    or of(wanted[k]) != of(tensors[k]))
+    if differ:
+        raise ValueError(
+            f"{path}.safetensors does not fit the model that {path}.json describes: {', '.join(differ[:5])}")
     with torch.random.fork_rng(devices=[]): module = make()
     for name, x in module.state_dict(keep_vars=True).items(): x.data = x.data.to(tensors[name].dtype)
     module.load_state_dict(tensors)
@@ -255,8 +292,11 @@ def pack_frame(
             values, words = pd.factorize(x)
             words = np.asarray(words, dtype=object).tolist()
             if not all(isinstance(w, (str, int, float, bool, np.integer)) for w in words):
-                odd = next(type(w).__name__ for w in words if not isinstance(w, (str, int, float, bool, np.integer)))
-                raise ValueError(f"column {c!r} of {name} cannot be stored: it holds {odd}, not numbers or text; convert it with .astype(str)")
+                odd = next(type(w).__name__ for w in words
+                           if not isinstance(w, (str, int, float, bool, np.integer)))
+                raise ValueError(
+                    f"column {c!r} of {name} cannot be stored: it holds {odd}, not numbers or text; convert "
+                    "it with .astype(str)")
             words = [int(w) if isinstance(w, np.integer) else w for w in words]
         tensors[f"{name}.{k}"] = torch.from_numpy(np.ascontiguousarray(values))
         columns.append(dict(name=c, words=words))
@@ -273,7 +313,8 @@ def unpack_frame(
     for k, c in enumerate(columns):
         x = tensors[f"{name}.{k}"].numpy()
         if c["words"] is not None:
-            if len(x) and not -1 <= x.min() <= x.max() < len(c["words"]): raise ValueError(f"column {c['name']!r} of {name} names words that are not there")
+            if len(x) and not -1 <= x.min() <= x.max() < len(c["words"]):
+                raise ValueError(f"column {c['name']!r} of {name} names words that are not there")
             x = pd.Series(np.array([*c["words"], None], dtype=object)[x], dtype=object)
         frame[c["name"]] = x
     return pd.DataFrame(frame)
@@ -283,13 +324,15 @@ def write_results(
     path: str | Path, # A csv file, such as course/results/mall.csv
     frame: pd.DataFrame, # The rows of a closing table, plain columns
 ) -> pd.DataFrame: # The same with the columns commit, hardware and date
-    """Keep a closing table as data, with where and when it was computed; the site's pages are made from such files."""
+    """Keep a closing table as data, with where and when it was computed; the site's pages are made from such
+    files."""
     def said(*command):
         try: return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError): return ""
     where = f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} thread(s)"
     if torch.cuda.is_available(): where += f", {torch.cuda.get_device_name()}"
-    table = frame.assign(commit=said("git", "rev-parse", "--short", "HEAD") or "unknown", hardware=where, date=time.strftime("%Y-%m-%d"))
+    table = frame.assign(commit=said("git", "rev-parse", "--short", "HEAD") or "unknown", hardware=where,
+                         date=time.strftime("%Y-%m-%d"))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
     return table
@@ -301,15 +344,19 @@ def write_results(
 def sole_writer(
     folder: str | Path, # The folder to hold; made if it is not there
 ):
-    """Hold a folder while a `with` block runs, so that no second run writes into it; leftovers of a killed one are cleared away.
+    """Hold a folder while a `with` block runs, so that no second run writes into it; leftovers of a killed
+    one are cleared away.
 
-    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if it cannot be made or written to.
+    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if it cannot be made or
+    written to.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/".lock")
     try: lock.acquire(timeout=0)
-    except Timeout: raise BlockingIOError(f"another run is writing into {folder}: wait until it ends, or name another folder") from None
+    except Timeout:
+        raise BlockingIOError(
+            f"another run is writing into {folder}: wait until it ends, or name another folder") from None
     try:
         for left in folder.glob("*.part"):
             if re.search(r"\.\d+\.part$", left.name): left.unlink(missing_ok=True)
@@ -329,11 +376,13 @@ def work_folder(
 def settle(
     out: str | Path, # A folder that replaced_folder writes
 ) -> Path: # The same, links followed
-    """If a swap was cut off between its two renames, put the old folder back; one that is going on is waited for."""
+    """If a swap was cut off between its two renames, put the old folder back; one that is going on is waited
+    for."""
     out = Path(os.path.realpath(out))
     work = work_folder(out)
     if (work/"old").is_dir() and not out.exists():
-        with contextlib.suppress(Timeout, OSError), FileLock(work/".lock").acquire(timeout=10): _put_back(out, work)
+        with contextlib.suppress(Timeout, OSError), FileLock(work/".lock").acquire(timeout=10):
+            _put_back(out, work)
     return out
 
 def _put_back(out, work):
@@ -352,30 +401,40 @@ def foreign_file(
     for record in (Path(out)/name for name in there if (Path(out)/name).is_dir()):
         known = {f"{record.name}{end}" for end in (".json", ".safetensors", ".next.safetensors")}
         for p in sorted(record.iterdir()):
-            if p.name not in known | _LITTER and not p.name.endswith(".part"): return f"{record.name}/{p.name}"
+            if p.name not in known | _LITTER and not p.name.endswith(".part"):
+                return f"{record.name}/{p.name}"
     return None
 
 @contextlib.contextmanager
 def replaced_folder(
     out: str | Path, # The folder that will hold the result; what it holds now stays until the end
 ):
-    """Make a folder beside its place and swap it in whole, at the end of a `with` block; an error on the way leaves the old one.
+    """Make a folder beside its place and swap it in whole, at the end of a `with` block; an error on the way
+    leaves the old one.
 
-    The block gets the folder to work in. What it puts into `run` takes the place of `out`; what else it puts there, such as a
+    The block gets the folder to work in. What it puts into `run` takes the place of `out`; what else it puts
+    there, such as a
     checkpoint, is kept if the block fails, and removed when it succeeds.
 
-    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if nothing can be written beside it.
+    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if nothing can be written
+    beside it.
     """
     out = Path(os.path.realpath(out))
-    if out.exists() and not out.is_dir(): raise FileExistsError(errno.EEXIST, "there is a file of this name: name a folder", str(out))
-    if os.path.ismount(out): raise OSError(errno.EBUSY, "a mount point cannot be swapped: name a folder inside it", str(out))
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(errno.EEXIST, "there is a file of this name: name a folder", str(out))
+    if os.path.ismount(out):
+        raise OSError(errno.EBUSY, "a mount point cannot be swapped: name a folder inside it", str(out))
     work = work_folder(out)
     with contextlib.ExitStack() as stack:
         stack.callback(_leave, work)
         try: stack.enter_context(sole_writer(work))
-        except BlockingIOError: raise BlockingIOError(f"another run is writing into {out}: wait until it ends, or name another folder") from None
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another run is writing into {out}: wait until it ends, or name another folder") from None
         except OSError as e:
-            raise OSError(e.errno, f"{e.strerror}: {out.name} is made beside its place first, and nothing can be written there; name a folder "
+            raise OSError(e.errno,
+                f"{e.strerror}: {out.name} is made beside its place first, and nothing can be written there; "
+                "name a folder "
                           "inside one that you can write to", str(out.parent)) from e
         _put_back(out, work)
         shutil.rmtree(work/"run", ignore_errors=True)
@@ -388,13 +447,16 @@ def replaced_folder(
         else: _swap(out, work)
         finally: stack.callback(_tidy_away, work)
 
-def _swap(out, work): # The old folder out of the way, the new one in; nothing is removed before the new one is there
+# The old folder out of the way, the new one in; nothing is removed before the new one is there
+def _swap(out, work):
     try:
         if out.exists(): os.replace(out, work/"old")
         os.replace(work/"run", out)
     except OSError as e:
         _put_back(out, work)
-        raise OSError(e.errno, f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one lies in {work/'run'}", str(out)) from e
+        raise OSError(e.errno,
+                      f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one lies "
+                      f"in {work/'run'}", str(out)) from e
     except BaseException: # Ctrl-C between the two
         _put_back(out, work)
         raise

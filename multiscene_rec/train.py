@@ -57,7 +57,8 @@ def batch_noise(
 
     Raises: `ValueError` if `batch_size` is not from 1 to `n_rows`, or `std` is negative.
     """
-    if not 1 <= batch_size <= n_rows: raise ValueError(f"batch_size must be from 1 to n_rows = {n_rows}, got {batch_size}")
+    if not 1 <= batch_size <= n_rows:
+        raise ValueError(f"batch_size must be from 1 to n_rows = {n_rows}, got {batch_size}")
     if not std >= 0: raise ValueError(f"std must be 0 or more, got {std}")
     return std/math.sqrt(batch_size)*math.sqrt((n_rows - batch_size)/max(n_rows - 1, 1))
 
@@ -92,7 +93,8 @@ def shrink_rate(
 
     Raises: `ValueError` for a curvature or step size that is not above 0, or momentum outside 0 to 1.
     """
-    if not (curvature > 0 and lr > 0): raise ValueError(f"curvature and lr must be above 0, got {curvature} and {lr}")
+    if not (curvature > 0 and lr > 0):
+        raise ValueError(f"curvature and lr must be above 0, got {curvature} and {lr}")
     if not 0 <= mu < 1: raise ValueError(f"mu must be 0 or more and below 1, got {mu}")
     p = 1 + mu - lr*curvature
     return math.sqrt(mu) if p*p < 4*mu else (abs(p) + math.sqrt(p*p - 4*mu))/2
@@ -126,7 +128,8 @@ def adam_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # The new weights, m and v
     """Walk by the mean gradient over its own size, so that every weight moves at a similar pace.
 
-    Formula: (9.6) `w ← w − η m̂/(√v̂ + ε)` with `m ← β₁m + (1−β₁)g` and `v ← β₂v + (1−β₂)g²`, corrected by (9.5).
+    Formula: (9.6) `w ← w − η m̂/(√v̂ + ε)` with `m ← β₁m + (1−β₁)g` and `v ← β₂v + (1−β₂)g²`, corrected by
+    (9.5).
 
     Source: Kingma and Ba (2015), algorithm 1.
 
@@ -143,7 +146,8 @@ def predict(
 ) -> torch.Tensor: # (B,) or (B, T) float32 on the CPU: probabilities
     """Score rows on the device where the model lives.
 
-    Raises: `ValueError` if `batch_size` is below 1, for something that is not a batch, or a model that does not
+    Raises: `ValueError` if `batch_size` is below 1, for something that is not a batch, or a model that does
+    not
     return one number per row and task.
     """
     _check_rows(batch, "batch")
@@ -167,7 +171,8 @@ def _logits(model, part): # One number per row and task, or a sentence
     logits, n = model(part), len(part)
     if not isinstance(logits, torch.Tensor):
         kind = type(logits).__name__
-        raise ValueError(f"the model returned a {kind}, expected log-odds in a tensor of shape (B,) or (B, T)")
+        raise ValueError(
+            f"the model returned a {kind}, expected log-odds in a tensor of shape (B,) or (B, T)")
     if logits.ndim not in (1, 2) or len(logits) != n or logits.ndim == 2 and logits.shape[1] == 1:
         remedy = ": end its forward with .squeeze(1)" if logits.shape == (n, 1) else ""
         raise ValueError(f"the model returned shape {tuple(logits.shape)} for {n} rows, expected ({n},), "
@@ -225,7 +230,8 @@ class TrainingLog:
 # %% ../nbs/09_train.ipynb #87d00882
 @dataclass
 class Run:
-    """A training run as callbacks see it; what they change, such as `optimizer` or `stop`, counts from then on."""
+    """A training run as callbacks see it; what they change, such as `optimizer` or `stop`, counts from then
+    on."""
     model: nn.Module # What is trained
     train: object # What it learns from
     valid: Batch | None # What it is judged on
@@ -286,7 +292,8 @@ class Callback:
 class KeepBest(Callback):
     """Give the model the weights of its best epoch in the end, and stop when no better one comes.
 
-    Raises: `ValueError` for a patience below 1; then, after an epoch, for a column that the log does not have.
+    Raises: `ValueError` for a patience below 1; then, after an epoch, for a column that the log does not
+    have.
     """
     def __init__(self,
         patience: int | None = None, # Stop after so many epochs in a row without a better one; None never does
@@ -302,7 +309,8 @@ class KeepBest(Callback):
         row, now = run.log[-1], None
         if self.watch in row: now = -row[self.watch] if self.larger else row[self.watch]
         elif run.valid is not None:
-            raise ValueError(f"KeepBest watches {self.watch!r}; the log has {', '.join(row)}: name one of them, watch=...")
+            raise ValueError(
+                f"KeepBest watches {self.watch!r}; the log has {', '.join(row)}: name one of them, watch=...")
         if now is None or now < self.best or not self.weights:
             self.best, self.epoch = math.inf if now is None or math.isnan(now) else now, run.epoch
             self.weights = {k: v.detach().clone() for k, v in run.model.state_dict().items()}
@@ -314,7 +322,8 @@ class KeepBest(Callback):
     def end(self, run):
         if self.weights: run.model.load_state_dict(self.weights)
 
-    def state(self): return dict(best=None if math.isinf(self.best) else self.best, epoch=self.epoch), self.weights
+    def state(self):
+        return dict(best=None if math.isinf(self.best) else self.best, epoch=self.epoch), self.weights
 
     def restore(self, run, about, tensors):
         self.best, self.epoch = math.inf if about["best"] is None else about["best"], about["epoch"]
@@ -323,7 +332,8 @@ class KeepBest(Callback):
 
 # %% ../nbs/09_train.ipynb #223a65d5
 class FiniteCheck(Callback):
-    """Stop with an error as soon as a loss or a weight is not a number any more, before it is judged or kept."""
+    """Stop with an error as soon as a loss or a weight is not a number any more, before it is judged or
+    kept."""
     order, alters = -1, False
 
     def after_steps(self, run):
@@ -338,7 +348,8 @@ class FiniteCheck(Callback):
 
 # %% ../nbs/09_train.ipynb #096133a3
 class Progress(Callback):
-    """A bar per epoch on a terminal or in a notebook; silent in a file, and in every process but the first."""
+    """A bar per epoch on a terminal or in a notebook; silent in a file, and in every process but the
+    first."""
     alters = False
 
     def begin(self, run):
@@ -362,9 +373,11 @@ class Progress(Callback):
 class Checkpoint(Callback):
     """Keep everything that the next step depends on after each epoch, whole or not at all, and go on from it.
 
-    Resuming on the CPU ends in the same bits as a run that was never interrupted. Only the first process writes.
+    Resuming on the CPU ends in the same bits as a run that was never interrupted. Only the first process
+    writes.
 
-    Raises: `ValueError` for a folder that is a file; then, when the run begins, for a checkpoint of another run
+    Raises: `ValueError` for a folder that is a file; then, when the run begins, for a checkpoint of another
+    run
     or a damaged one, `FileNotFoundError` without one to resume, `OSError` where none can be written,
     `BlockingIOError` where another run writes.
     """
@@ -385,7 +398,8 @@ class Checkpoint(Callback):
         if run.rank == 0: self.held.enter_context(_held(self.folder))
         self.about = _settled(run)
         if self.resume: self.saved = _go_on(self.folder, run, self.about)
-        if run.rank == 0 and run.epoch < run.settings["epochs"] and not run.stop: _try_out(self.folder, run.model)
+        if run.rank == 0 and run.epoch < run.settings["epochs"] and not run.stop:
+            _try_out(self.folder, run.model)
 
     def after_epoch(self, run):
         if run.rank == 0: _keep(self.folder, run, self.about)
@@ -410,7 +424,8 @@ def _settled(run): # What must be the same when a run goes on
     known |= dict(callbacks=", ".join(type(c).__name__ for c in run.callbacks if c.alters) or "none")
     known |= _of_model(run.model) | dict(optimizer=type(run.optimizer).__name__)
     for what, data in (("train", run.train), ("valid", run.valid)):
-        known |= {f"rows of {what}": len(data) if hasattr(data, "__len__") else None, f"content of {what}": _digest(data)}
+        known |= {f"rows of {what}": len(data) if hasattr(data, "__len__") else None,
+                  f"content of {what}": _digest(data)}
     return known
 
 def _of_model(model): # Which one it is, and with which arguments
@@ -424,7 +439,8 @@ def _of_model(model): # Which one it is, and with which arguments
 def _keep(folder, run, known): # The whole state as one record
     tensors, state = {f"model.{k}": v for k, v in run.model.state_dict().items()}, run.optimizer.state_dict()
     about = dict(kind=type(run.optimizer).__name__, state={}, groups=[])
-    for i, part in state["state"].items(): about["state"][str(i)] = _apart(part, f"optimizer.state.{i}", tensors)
+    for i, part in state["state"].items():
+        about["state"][str(i)] = _apart(part, f"optimizer.state.{i}", tensors)
     for i, group in enumerate(state["param_groups"]):
         about["groups"].append(_apart(group, f"optimizer.groups.{i}", tensors))
     told = []
@@ -440,24 +456,30 @@ def _apart(part, prefix, tensors): # Tensors go into their file, the rest is pla
     return {k: v for k, v in part.items() if not isinstance(v, torch.Tensor)}
 
 def _no_nan(log): # JSON does not know nan, nor infinity
-    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in log]
+    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            for row in log]
 
 # %% ../nbs/09_train.ipynb #bfa4b2df
-def _go_on(folder, run, known): # Put all back as it stood after the last whole epoch; the number of that epoch
+# Put all back as it stood after the last whole epoch; the number of that epoch
+def _go_on(folder, run, known):
     about, tensors = read_record(folder, "checkpoint", "Checkpoint", _FORMAT)
     path = folder/"checkpoint.json"
     with damage_named(path, "Checkpoint"):
         was, log, told = dict(about["run"]), list(about["log"]), list(about["callbacks"])
     _check_same(path, was, known, len(log), run)
-    part = lambda name: {k.removeprefix(name): v.to(run.device) for k, v in tensors.items() if k.startswith(name)}
+    part = lambda name: {k.removeprefix(name): v.to(run.device) for k, v in tensors.items()
+                         if k.startswith(name)}
     _check_fits(path, part("model."), run.model)
     with damage_named(path, "Checkpoint"):
         run.model.load_state_dict(part("model."))
-        run.epoch, run.log = len(log), [{k: math.nan if v is None else v for k, v in row.items()} for row in log]
-        for k, c in enumerate(c for c in run.callbacks if c.alters): c.restore(run, told[k], part(f"callbacks.{k}."))
+        run.epoch, run.log = len(log), [{k: math.nan if v is None else v for k, v in row.items()}
+                                        for row in log]
+        for k, c in enumerate(c for c in run.callbacks if c.alters):
+            c.restore(run, told[k], part(f"callbacks.{k}."))
         kind = about["optimizer"]["kind"]
     if kind != type(run.optimizer).__name__:
-        raise ValueError(f"{path} holds the state of a {kind}, and the optimizer is a {type(run.optimizer).__name__}: "
+        raise ValueError(
+            f"{path} holds the state of a {kind}, and the optimizer is a {type(run.optimizer).__name__}: "
                          "a callback that exchanges the optimizer does so in restore too")
     with damage_named(path, "Checkpoint"): _give_back(run.optimizer, about["optimizer"], tensors)
     return run.epoch
@@ -482,7 +504,8 @@ def _check_fits(path, tensors, model): # Every weight is there, and as large
 
 def _give_back(optimizer, about, tensors): # What was put apart
     now = optimizer.state_dict()
-    def whole(plain, name): return plain | {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+    def whole(plain, name):
+        return plain | {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
     for i, group in enumerate(now["param_groups"]):
         kept = whole(about["groups"][i], f"optimizer.groups.{i}.")
         group |= {k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in kept.items()}
@@ -495,7 +518,8 @@ def _held(folder): # The folder, for this run alone
     try: held.enter_context(sole_writer(folder))
     except BlockingIOError: raise
     except OSError as e:
-        text = f"the folder for the checkpoint cannot be made or written to: {e.strerror}; name another folder"
+        text = (f"the folder for the checkpoint cannot be made or written to: {e.strerror}; name another "
+                "folder")
         raise OSError(e.errno, text, str(folder)) from e
     return held
 
@@ -503,7 +527,8 @@ def _try_out(folder, model): # Is there room for the weights, the best weights, 
     size, trial = 4*sum(v.nbytes for v in model.state_dict().values()) + 2**16, folder/"trial.0.part"
     try: write_whole(trial, bytes(size))
     except OSError as e:
-        text = f"training was not begun, because its checkpoint of {size/1e6:.1f} MB cannot be written: {e.strerror}"
+        text = (f"training was not begun, because its checkpoint of {size/1e6:.1f} MB cannot be written: "
+                f"{e.strerror}")
         raise OSError(e.errno, text, str(folder)) from e
     finally:
         with contextlib.suppress(OSError): trial.unlink(missing_ok=True)
@@ -525,10 +550,13 @@ def fit(
     evaluate=evaluate, # (model, valid) -> dict of numbers, logged under valid_NAME
     callbacks: tuple | None = None, # Beside the steps; None: FiniteCheck(), KeepBest(patience=2), Progress()
 ) -> TrainingLog: # What happened; with KeepBest the model holds the weights of the best epoch
-    """Train: predict, loss, backward, step. Under `torchrun` the same call shares the rows among the processes.
+    """Train: predict, loss, backward, step. Under `torchrun` the same call shares the rows among the
+    processes.
 
-    Raises: `ValueError` naming the argument that is wrong, `RuntimeError` for a device that is not there or where
-    another process of the run has ended, `KeyboardInterrupt` on Ctrl-C, with how to go on; and what the callbacks
+    Raises: `ValueError` naming the argument that is wrong, `RuntimeError` for a device that is not there or
+    where
+    another process of the run has ended, `KeyboardInterrupt` on Ctrl-C, with how to go on; and what the
+    callbacks
     raise. Whatever ends it, the model holds the best weights of the finished epochs, if `KeepBest` was there.
     """
     settings = dict(epochs=epochs, batch_size=batch_size, lr=lr, precision=precision, seed=seed)
@@ -582,7 +610,8 @@ def _mean_loss(run, losses): # Over the rows of all processes, in nats per row
 def _judged(run, evaluate): # One process judges, so that all stop after the same epoch
     if run.valid is None: return {}
     found = [None]
-    if run.rank == 0: found = [{f"valid_{name}": float(value) for name, value in evaluate(run.model, run.valid).items()}]
+    if run.rank == 0:
+        found = [{f"valid_{name}": float(value) for name, value in evaluate(run.model, run.valid).items()}]
     if run.world > 1: dist.broadcast_object_list(found, device=run.device)
     return found[0]
 
@@ -602,11 +631,13 @@ def _set_up(model, train, valid, settings, device, compile, optimizer, callbacks
     run = Run(model, train, valid, steps, device, settings, callbacks, rank, world)
     _check_first(run)
     net = _Loss(model)
-    if world > 1: net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=_some_are_idle(net, run))
+    if world > 1:
+        net = nn.parallel.DistributedDataParallel(net, find_unused_parameters=_some_are_idle(net, run))
     return run, torch.compile(net) if compile else net
 
 # %% ../nbs/09_train.ipynb #b9e3beae
-def _some_are_idle(net, run): # Whether a parameter gets no gradient: DistributedDataParallel would wait for it for ever
+# Whether a parameter gets no gradient: DistributedDataParallel would wait for it for ever
+def _some_are_idle(net, run):
     net.eval() # running statistics and random numbers stay as they are
     net(_here(next(iter(run.train.batches(256))), run)).backward()
     idle = any(p.grad is None for p in net.parameters() if p.requires_grad)
@@ -636,7 +667,8 @@ class _Loss(nn.Module): # The loss as a module: what is compiled, and whose grad
 # %% ../nbs/09_train.ipynb #d53afbe6
 def _check_settings(settings):
     for name in ("epochs", "batch_size"): whole_number(name, settings[name])
-    if not 0 < settings["lr"] < math.inf: raise ValueError(f"lr must be above 0 and finite, got {settings['lr']!r}")
+    if not 0 < settings["lr"] < math.inf:
+        raise ValueError(f"lr must be above 0 and finite, got {settings['lr']!r}")
     if settings["precision"] not in ("fp32", "bf16"):
         raise ValueError(f"precision {settings['precision']!r} is unknown; choose fp32 or bf16")
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
@@ -648,7 +680,8 @@ def _check_model(model):
     if isinstance(model, type): raise ValueError(f"model is the class {name}; make one first: {name}(spec)")
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {name}, expected a Recommender or another torch module")
-    if not any(p.requires_grad for p in model.parameters()): raise ValueError(f"{name} has no parameter to learn")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"{name} has no parameter to learn")
 
 def _check_data(what, data, remedy):
     _check_rows(data, what)
@@ -659,10 +692,12 @@ def _check_data(what, data, remedy):
 # %% ../nbs/09_train.ipynb #65182013
 def _checked_callbacks(callbacks): # In the order in which they are called
     if callbacks is None: callbacks = FiniteCheck(), KeepBest(patience=2), Progress()
-    if isinstance(callbacks, Callback): raise ValueError("callbacks is a single one; write a tuple: callbacks=(it,)")
+    if isinstance(callbacks, Callback):
+        raise ValueError("callbacks is a single one; write a tuple: callbacks=(it,)")
     for c in callbacks:
         if not isinstance(c, Callback):
-            what = f"the class {c.__name__}; write {c.__name__}()" if isinstance(c, type) else f"a {type(c).__name__}"
+            what = f"the class {c.__name__}; write {c.__name__}()" if isinstance(c,
+                type) else f"a {type(c).__name__}"
             raise ValueError(f"callbacks holds {what}; expected objects of Callback's subclasses")
     return tuple(sorted(callbacks, key=lambda c: c.order))
 
@@ -690,18 +725,24 @@ def _attended(run): # Each callback that was asked to begin is told of the end, 
     except KeyboardInterrupt: raise KeyboardInterrupt(_how_to_go_on(run)) from None
     except RuntimeError as e:
         if "Expected to have finished reduction" in str(e):
-            raise RuntimeError(f"a part of {type(run.model).__name__} got no gradient in one batch of one process: under torchrun "
-                               "every parameter must take part in every batch; compute all heads and choose among their results") from e
+            raise RuntimeError(
+                f"a part of {type(run.model).__name__} got no gradient in one batch of one process: under "
+                "torchrun "
+                               "every parameter must take part in every batch; compute all heads and choose "
+                               "among their results") from e
         if run.world == 1 or not re.search("gloo|NCCL|onnection|peer", str(e)): raise
         raise RuntimeError("another process of this run has ended, so this one ends too; "
                            "the message of that one says why") from e
 
 # %% ../nbs/09_train.ipynb #46967826
 def _how_to_go_on(run): # What Ctrl-C leaves behind
-    at, kept = f"stopped in epoch {run.epoch}", next((c for c in run.callbacks if isinstance(c, Checkpoint)), None)
+    at, kept = f"stopped in epoch {run.epoch}", next((c for c in run.callbacks if isinstance(c, Checkpoint)),
+                                                     None)
     if kept is None:
-        return f"{at} and no checkpoint was asked for: give callbacks a Checkpoint(FOLDER) to be able to go on"
-    if not kept.saved: return f"{at} and nothing was saved yet: the first state goes to {kept.folder} after epoch 1"
+        return (f"{at} and no checkpoint was asked for: give callbacks a Checkpoint(FOLDER) to be able to go "
+                "on")
+    if not kept.saved:
+        return f"{at} and nothing was saved yet: the first state goes to {kept.folder} after epoch 1"
     remedy = "call fit again with Checkpoint(FOLDER, resume=True)"
     return f"{at}; {kept.folder} holds the state after epoch {kept.saved}: {remedy}"
 
@@ -734,7 +775,9 @@ def compare(
     Raises: as `fit`, and `ValueError` for models that are no functions, or a model without a spec.
     """
     odd = [name for name, make in models.items() if isinstance(make, nn.Module) or not callable(make)]
-    if odd: raise ValueError(f"models[{odd[0]!r}] is no function of a seed: write lambda seed: InterestModel(spec)")
+    if odd:
+        raise ValueError(
+            f"models[{odd[0]!r}] is no function of a seed: write lambda seed: InterestModel(spec)")
     tables, kept, logs = [], {}, {}
     for name, make in models.items():
         for seed in seeds:
@@ -757,7 +800,8 @@ def report_of(
     label, prob = batch.label.cpu().numpy(), predict(model, batch).numpy()
     if label.ndim == 1: return report(label, prob, scenario, user).reset_index()
     tables = [report(y, p, scenario, user).reset_index() for y, p in zip(label.T, prob.T)]
-    return pd.concat([table.assign(task=task.name) for task, table in zip(spec.tasks, tables)], ignore_index=True)
+    return pd.concat([table.assign(task=task.name) for task, table in zip(spec.tasks, tables)],
+                     ignore_index=True)
 
 def _spec_of(model):
     if not hasattr(model, "spec"):
@@ -786,7 +830,9 @@ def spread(
     missing = [c for c in ("model", "seed", "scenario", metric) if c not in frame]
     if missing: raise ValueError(f"spread: the frame has no column {missing[0]!r}")
     if "task" in frame and frame.task.nunique() > 1:
-        raise ValueError(f"spread: the frame holds several tasks; choose one, such as frame[frame.task == {frame.task.iloc[0]!r}]")
+        raise ValueError(
+            "spread: the frame holds several tasks; choose one, such as frame[frame.task == "
+            f"{frame.task.iloc[0]!r}]")
     groups = frame.groupby(["model", "scenario"], sort=False)[metric]
     order = dict(index=frame.model.unique(), columns=frame.scenario.unique())
     return tuple(table.unstack().reindex(**order) for table in (groups.mean(), groups.std(ddof=1)))
@@ -798,7 +844,8 @@ def attention_map(
     batch_size: int = 8192, # Rows at once
     complete: bool = True, # Only rows where all histories are present; False takes every row, an absent one counting 0
 ) -> pd.DataFrame: # (S, S): row = target scenario, column = whose history; each row sums to 1, nan without rows
-    """How much each scenario's history counts for each target: the mean weight over rows where all are present.
+    """How much each scenario's history counts for each target: the mean weight over rows where all are
+    present.
 
     Formula: (9.7) `A_ts = mean of α_s over rows with target t and all of m = 1`.
 
@@ -831,7 +878,8 @@ def _weights_of(model, part): # (B, S)
 def plot_map(
     maps: dict, # Title of each panel: (S, S) frame as from attention_map
 ): # The matplotlib Figure
-    """Draw maps side by side, each number written into its cell, so that colour is not needed to read them."""
+    """Draw maps side by side, each number written into its cell, so that colour is not needed to read
+    them."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(maps), figsize=(3.4*len(maps), 3.2), squeeze=False, layout="constrained")
     for ax, (title, frame) in zip(axes[0], maps.items()):
@@ -844,5 +892,6 @@ def plot_map(
         ax.set_xticklabels(frame.columns, rotation=40, ha="right", parse_math=False)
         ax.set_yticklabels(frame.index, parse_math=False)
         for (row, column), value in np.ndenumerate(values):
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > .6*top else "black")
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white"
+                    if value > .6*top else "black")
     return fig

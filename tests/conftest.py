@@ -33,7 +33,8 @@ def pytest_configure(config):
                  "gpu: needs an NVIDIA GPU",
                  "coupons: needs the coupon file in $MULTISCENE_DATA",
                  "formula(tag): computes the numbered formula another way",
-                 "wrong(message, cause, remedy, area): a message that a user can meet; the site's page What went wrong? is made of these",
+                 "wrong(message, cause, remedy, area): a message that a user can meet; the site's page What "
+                 "went wrong? is made of these",
                  "notebook: runs a whole notebook",
                  "swap: runs the tests of one notebook's formulas with a wrong symbol"):
         config.addinivalue_line("markers", line)
@@ -50,7 +51,8 @@ def pytest_collection_modifyitems(config, items):
     # The long ones first, so that no worker is left with one at the end. With two workers in mind, every
     # second one: worksteal gives each worker one half of the list.
     long = [item for item in items if item.get_closest_marker("notebook") or item.get_closest_marker("swap")]
-    rest = [item for item in items if not (item.get_closest_marker("notebook") or item.get_closest_marker("swap"))]
+    rest = [item for item in items if not (item.get_closest_marker("notebook")
+                                           or item.get_closest_marker("swap"))]
     half = len(items)//2
     items[:] = long[::2] + rest[:half - len(long[::2])] + long[1::2] + rest[half - len(long[::2]):]
 
@@ -65,7 +67,8 @@ def pytest_terminal_summary(terminalreporter):
     if rates:
         terminalreporter.section("mutants killed per exercise, of those that change something")
         for name, killed, counted, same in rates:
-            terminalreporter.write_line(f"{name:<14} {killed:4d}/{counted:<4d} {killed/counted:7.1%}" + f"  equivalent: {'; '.join(same)}"*bool(same))
+            terminalreporter.write_line(f"{name:<14} {killed:4d}/{counted:<4d} {killed/counted:7.1%}"
+                                        + f"  equivalent: {'; '.join(same)}"*bool(same))
         killed, counted = sum(r[1] for r in rates), sum(r[2] for r in rates)
         terminalreporter.write_line(f"{'in all':<14} {killed:4d}/{counted:<4d} {killed/counted:7.1%}")
     rows = [value for key, value in said if key == "notebook"]

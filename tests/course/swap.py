@@ -2,12 +2,16 @@
 
     python tests/course/swap.py LEDGER SECTION [--tests DIR] [--package NAME] [--only TAG]
 
-For each numbered formula of one section of the ledger, the symbol is swapped for one whose output is multiplied by 1.01
-and increased by 0.01, and every test marked with the formula's number runs against it. Prints one JSON object:
-tag -> {"tests": {name: "failed", "passed" or "skipped"}, "changed": whether the swapped symbol was called and gave
+For each numbered formula of one section of the ledger, the symbol is swapped for one whose output is
+multiplied by 1.01
+and increased by 0.01, and every test marked with the formula's number runs against it. Prints one JSON
+object:
+tag -> {"tests": {name: "failed", "passed" or "skipped"}, "changed": whether the swapped symbol was called and
+gave
 numbers, "error": why the swap was not possible}.
 
-A function that returns nothing has its output in what it changes: the tensors and arrays that a call changed in its
+A function that returns nothing has its output in what it changes: the tensors and arrays that a call changed
+in its
 arguments are shifted instead.
 """
 import argparse
@@ -51,7 +55,8 @@ class Shift:
         if isinstance(x, types.GeneratorType): return (self(item) for item in x)
         if dataclasses.is_dataclass(x) and not isinstance(x, type):
             out = copy.copy(x)
-            for field in dataclasses.fields(x): object.__setattr__(out, field.name, self(getattr(x, field.name)))
+            for field in dataclasses.fields(x):
+                object.__setattr__(out, field.name, self(getattr(x, field.name)))
             return out
         return x
 
@@ -87,7 +92,8 @@ def held(x, depth=4):
 def values(x): return x.detach().clone() if isinstance(x, torch.Tensor) else x.copy()
 
 
-def same(a, b): return torch.equal(a.detach(), b) if isinstance(a, torch.Tensor) else np.array_equal(a, b, equal_nan=True)
+def same(a, b):
+    return torch.equal(a.detach(), b) if isinstance(a, torch.Tensor) else np.array_equal(a, b, equal_nan=True)
 
 
 def wrong(function, shift):
@@ -123,15 +129,18 @@ class Swapped:
         elif isinstance(old, functools.cached_property):
             self.new = functools.cached_property(wrong(old.func, self.shift))
             self.new.__set_name__(self.owner, self.name)
-        elif isinstance(old, type) and issubclass(old, torch.autograd.Function): raise TypeError("name the Function's forward or backward")
-        elif isinstance(old, type): raise TypeError("the ledger names a class; name the method that computes the formula")
+        elif isinstance(old, type) and issubclass(old, torch.autograd.Function):
+            raise TypeError("name the Function's forward or backward")
+        elif isinstance(old, type):
+            raise TypeError("the ledger names a class; name the method that computes the formula")
         elif callable(old): self.new = wrong(old, self.shift)
         else: raise TypeError(f"a {kind.__name__} cannot be swapped; name a function or a method")
         self.package = package
 
     def _replace(self, old, new):
         setattr(self.owner, self.name, new)
-        for name, module in list(sys.modules.items()):  # `from .core import f` in a later module holds the same f
+        # `from .core import f` in a later module holds the same f
+        for name, module in list(sys.modules.items()):
             if name.split(".")[0] != self.package: continue
             for key, value in list(vars(module).items()):
                 if value is old: setattr(module, key, new)
@@ -153,7 +162,9 @@ class Plugin:
     def pytest_runtestloop(self, session):
         "pytest's loop over the tests."
         for entry in self.entries:
-            tests = [i for i in session.items if any(str(tag) == entry["tag"] for mark in i.iter_markers("formula") for tag in mark.args)]
+            tests = [i for i in session.items
+                     if any(str(tag) == entry["tag"] for mark in i.iter_markers("formula")
+                            for tag in mark.args)]
             self.result[entry["tag"]] = self._try(entry["symbol"], tests)
         return True
 
@@ -167,18 +178,21 @@ class Plugin:
             with swapped as shift:
                 item._initrequest()
                 reports = runtestprotocol(item, log=False, nextitem=None)
-            worst = "failed" if any(r.failed for r in reports) else "skipped" if any(r.skipped for r in reports) else "passed"
+            worst = "failed" if any(r.failed for r in reports) else "skipped" if any(r.skipped
+                for r in reports) else "passed"
             name = item.nodeid.partition("[")[0]
             # One failing case of a parametrised test is enough: not every case need touch the symbol.
             seen = out["tests"].get(name)
-            out["tests"][name] = "failed" if "failed" in (seen, worst) else worst if seen in (None, "skipped") else seen
+            out["tests"][name] = "failed" if "failed" in (seen, worst) else worst if seen in (None,
+                "skipped") else seen
             out["changed"] |= shift.changed
         return out
 
 
 def main():
     "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ledger")
     parser.add_argument("section", help='a table of the ledger, e.g. 05_fusion')
     parser.add_argument("--tests", default=str(Path(__file__).parent.parent))
@@ -196,12 +210,15 @@ def main():
     plugin.pytest_collection_finish = lambda: settings.load_profile("swap")
     tags = {e["tag"] for e in entries}
     files = [str(p) for p in sorted(Path(args.tests).rglob("test_*.py"))
-             if "formula(" in (text := p.read_text(encoding="utf-8")) and any(f'"{tag}"' in text or f"'{tag}'" in text for tag in tags)]
+             if "formula(" in (text := p.read_text(encoding="utf-8"))
+             and any(f'"{tag}"' in text or f"'{tag}'" in text for tag in tags)]
     if files:
-        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-m", "formula", "--rootdir", args.tests,
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-m",
+                            "formula", "--rootdir", args.tests,
                             "--import-mode=importlib", *files], plugins=[plugin])
         if code not in (0, 5): sys.exit(f"pytest could not collect the tests: exit {code}")
-    result = json.dumps(plugin.result or {tag: {"tests": {}, "changed": False, "error": None} for tag in tags})
+    result = json.dumps(plugin.result or {tag: {"tests": {}, "changed": False, "error": None}
+                                          for tag in tags})
     if args.json: Path(args.json).write_text(result, encoding="utf-8")
     else: print(result)
 

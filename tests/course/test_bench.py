@@ -1,4 +1,5 @@
-"The benchmarks run, at sizes that say nothing about speed; what they wrote last has date, commit and hardware."
+"""The benchmarks run, at sizes that say nothing about speed; what they wrote last has date, commit and
+hardware."""
 import json
 import re
 import subprocess
@@ -15,7 +16,8 @@ NAMES = ("rank", "train", "preprocess", "notebooks")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs(name):
     if name == "preprocess": pytest.importorskip("polars", reason="needs polars: pip install -e '.[bench]'")
-    done = subprocess.run([sys.executable, "-m", f"bench.{name}", "--quick"], cwd=notebooks.ROOT, env=notebooks.child_env(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", f"bench.{name}", "--quick"], cwd=notebooks.ROOT,
+                          env=notebooks.child_env(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"{name} (cpu)" in done.stdout or f"{name}-" in done.stdout or name in done.stdout
 
@@ -25,7 +27,8 @@ def test_results_say_when_where_and_on_what():
     assert {f.stem.split("-")[0] for f in files} >= {*NAMES, "imports"}
     for path in files:
         run = json.loads(path.read_text())
-        assert run["rows"] and run["date"] >= "2026-11-24" and run["commit"] and run["hardware"]["cores"] >= 1 and run["torch"], path.name
+        assert run["rows"] and run["date"] >= "2026-11-24" and run["commit"] and run["hardware"][
+            "cores"] >= 1 and run["torch"], path.name
 
 
 def test_in_turn_alternates_and_ratios_go_pair_by_pair():
@@ -37,5 +40,6 @@ def test_in_turn_alternates_and_ratios_go_pair_by_pair():
 
 @pytest.mark.parametrize("path", sorted((notebooks.ROOT/"bench").glob("*.py")), ids=lambda p: p.stem)
 def test_what_is_measured_is_what_users_can_call(path):
-    private = re.findall(r"\b(?:core|data|logs|preprocess|fusion|model|train|rank)\._[a-z]\w*", path.read_text(encoding="utf-8"))
+    private = re.findall(r"\b(?:core|data|logs|preprocess|fusion|model|train|rank)\._[a-z]\w*",
+                         path.read_text(encoding="utf-8"))
     assert not private, f"{path.name} calls {', '.join(private)}"

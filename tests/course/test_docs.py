@@ -36,16 +36,19 @@ def parameters(function, method):
     a = function.args
     plain = a.posonlyargs + a.args
     defaults = [None]*(len(plain) - len(a.defaults)) + a.defaults
-    found = list(zip(plain, defaults)) + [(x, None) for x in (a.vararg, a.kwarg) if x] + list(zip(a.kwonlyargs, a.kw_defaults))
+    found = list(zip(plain, defaults)) + [(x, None) for x in (a.vararg, a.kwarg)
+                                          if x] + list(zip(a.kwonlyargs, a.kw_defaults))
     static = any(getattr(d, "id", "") == "staticmethod" for d in function.decorator_list)
     return [(arg.arg, (default or arg).end_lineno) for i, (arg, default) in
             enumerate(sorted(found, key=lambda pair: pair[0].lineno*1000 + pair[0].col_offset))
-            if not (method and not static and i == 0) and not (arg.annotation and "help=" in ast.unparse(arg.annotation))]
+            if not (method and not static and i == 0) and not (arg.annotation
+                and "help=" in ast.unparse(arg.annotation))]
 
 
 def bases(trees):
     "Class -> (names of its bases, names of its methods), of all modules together."
-    return {node.name: ({getattr(b, "id", getattr(b, "attr", "")) for b in node.bases}, {m.name for m in node.body if isinstance(m, FUNCTION)})
+    return {node.name: ({getattr(b, "id", getattr(b, "attr", "")) for b in node.bases},
+                        {m.name for m in node.body if isinstance(m, FUNCTION)})
             for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -65,22 +68,26 @@ def complaints(source, name="planted", known=None):
     "What a module's docstrings and comments lack, one line each."
     tree, comments, out = ast.parse(source), comments_of(source), []
     known = bases([tree]) if known is None else known
-    public = {e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+    public = {e.value for n in tree.body if isinstance(n, ast.Assign)
+              and getattr(n.targets[0], "id", "") == "__all__"
               for e in n.value.elts}
 
     def check_comment(where, what, line):
         text = comments.get(line, "")
         if not text: out.append(f"{where}: {what} has no comment on its line ({name}:{line})")
-        elif "`" in text: out.append(f"{where}: the comment on {what} has a backtick, which show_doc turns into a raw link")
+        elif "`" in text:
+            out.append(f"{where}: the comment on {what} has a backtick, which show_doc turns into a raw link")
 
     def check_function(node, where, method=False):
         seen = {}
         for arg, line in parameters(node, method):
-            if line in seen: out.append(f"{where}: parameters {seen[line]} and {arg} share a line; give each its own")
+            if line in seen:
+                out.append(f"{where}: parameters {seen[line]} and {arg} share a line; give each its own")
             seen[line] = arg
             check_comment(where, f"parameter {arg}", line)
         end = node.returns.end_lineno if node.returns else None
-        if end and "`" in comments.get(end, ""): out.append(f"{where}: the comment on the result has a backtick")
+        if end and "`" in comments.get(end, ""):
+            out.append(f"{where}: the comment on the result has a backtick")
         if not ast.get_docstring(node) and node.name != "__init__": out.append(f"{where}: no docstring")
 
     for node in tree.body:
@@ -92,11 +99,13 @@ def complaints(source, name="planted", known=None):
         if not ast.get_docstring(node): out.append(f"{where}: no docstring")
         taken_over = inherited(node, known)
         for part in node.body:
-            if isinstance(part, FUNCTION) and part.name not in taken_over and (part.name[0] != "_" or part.name == "__init__"):
+            if isinstance(part, FUNCTION) and part.name not in taken_over and (part.name[0] != "_"
+                or part.name == "__init__"):
                 check_function(part, f"{where}.{part.name}", method=True)
             if is_dataclass(node) and isinstance(part, ast.AnnAssign) and part.target.id[0] != "_":
                 check_comment(where, f"field {part.target.id}", part.end_lineno)
-    if not ast.get_docstring(tree): out.append(f"{name}: the module has no docstring (the notebook's one-line purpose)")
+    if not ast.get_docstring(tree):
+        out.append(f"{name}: the module has no docstring (the notebook's one-line purpose)")
     return out
 
 
@@ -157,13 +166,16 @@ def test_what_is_missing_is_found(old, new, says):
 
 
 def test_what_a_base_class_promises_is_not_said_again():
-    child = GOOD.replace('["f", "C", "D"]', '["f", "C", "D", "E"]') + "class E(C):\n    'Another.'\n    def go(self, x): pass\n"
+    child = GOOD.replace('["f", "C", "D"]',
+                         '["f", "C", "D", "E"]') + "class E(C):\n    'Another.'\n    def go(self, x): pass\n"
     assert complaints(child) == []
-    assert any("E.went: no docstring" in line for line in complaints(child.replace("def go(self, x)", "def went(self)")))
+    assert any("E.went: no docstring" in line
+               for line in complaints(child.replace("def go(self, x)", "def went(self)")))
 
 
 def test_help_on_the_command_line_counts_as_a_comment():
-    assert complaints(GOOD.replace("    x: int, # A number", '    x: Annotated[int, Option(help="a number")],')) == []
+    assert complaints(GOOD.replace("    x: int, # A number",
+                                   '    x: Annotated[int, Option(help="a number")],')) == []
 
 
 def test_the_modules_are_seen():

@@ -1,6 +1,8 @@
-"""The formula ledger: number in a notebook <-> entry in formulas.toml <-> exported symbol <-> a test that would notice.
+"""The formula ledger: number in a notebook <-> entry in formulas.toml <-> exported symbol <-> a test that
+would notice.
 
-The last arrow is tried out: with the symbol swapped for a wrong one (output x 1.01 + 0.01) every test marked with the
+The last arrow is tried out: with the symbol swapped for a wrong one (output x 1.01 + 0.01) every test marked
+with the
 formula's number must fail.
 """
 import ast
@@ -38,19 +40,23 @@ def formulas_in(doc):
 
 
 def methods(class_, classes):
-    "Method -> the formulas that its docstring names, those inherited from classes of the same module included."
+    """Method -> the formulas that its docstring names, those inherited from classes of the same module
+    included."""
     out = {}
     for base in class_.bases:
         if getattr(base, "id", None) in classes: out |= methods(classes[base.id], classes)
-    return out | {part.name: formulas_in(ast.get_docstring(part)) for part in class_.body if isinstance(part, ast.FunctionDef)}
+    return out | {part.name: formulas_in(ast.get_docstring(part)) for part in class_.body
+                  if isinstance(part, ast.FunctionDef)}
 
 
 def documented(folder):
-    "Symbol (module.name or module.Class.method) -> the formulas that its docstring names; public symbols only."
+    """Symbol (module.name or module.Class.method) -> the formulas that its docstring names; public symbols
+    only."""
     out = {}
     for path in sorted(Path(folder).glob("[a-z]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        public = {e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__" for e in n.value.elts}
+        public = {e.value for n in tree.body if isinstance(n, ast.Assign)
+                  and getattr(n.targets[0], "id", "") == "__all__" for e in n.value.elts}
         classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
         for node in tree.body:
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
@@ -62,12 +68,14 @@ def documented(folder):
 
 
 def marked(folder):
-    "The formula numbers that tests are marked with: the words in any call of `formula` (or pytest.mark.formula)."
+    """The formula numbers that tests are marked with: the words in any call of `formula` (or
+    pytest.mark.formula)."""
     found = set()
     for path in sorted(Path(folder).rglob("test_*.py")):
         if path.name == Path(__file__).name: continue  # its planted marks are text
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and (getattr(node.func, "attr", "") or getattr(node.func, "id", "")) == "formula":
+            if isinstance(node, ast.Call) and (getattr(node.func, "attr", "")
+                                               or getattr(node.func, "id", "")) == "formula":
                 found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
     return found
 
@@ -80,15 +88,21 @@ def complaints(entries, tags, docs, marks):
             tag, symbol = entry["tag"], entry["symbol"]
             if tag in listed: yield f"({tag}) is listed twice"
             listed[tag] = symbol
-            if tags.get(tag) != notebook: yield f"({tag}) {entry['name']}: listed for {notebook}, found in {tags.get(tag, 'no notebook')}"
+            if tags.get(tag) != notebook:
+                yield (f"({tag}) {entry['name']}: listed for {notebook}, found in "
+                       f"{tags.get(tag, 'no notebook')}")
             class_ = symbol.rpartition(".")[0]
             if symbol not in docs: yield f"({tag}): {symbol} is not an exported symbol"
-            elif tag not in docs[symbol] | docs.get(class_, set()): yield f"({tag}): no 'Formula: ({tag})' in the docstring of {symbol}"
+            elif tag not in docs[symbol] | docs.get(class_, set()):
+                yield f"({tag}): no 'Formula: ({tag})' in the docstring of {symbol}"
             if tag not in marks: yield f'({tag}): no test is marked @pytest.mark.formula("{tag}")'
-    for tag in sorted(tags.keys() - listed.keys()): yield f"({tag}) stands in {tags[tag]} and not in the ledger"
+    for tag in sorted(tags.keys() - listed.keys()):
+        yield f"({tag}) stands in {tags[tag]} and not in the ledger"
     for symbol, named in docs.items():
-        for tag in sorted(named - listed.keys()): yield f"the docstring of {symbol} names ({tag}), which the ledger does not list"
-    for tag in sorted(marks - listed.keys()): yield f"a test is marked with ({tag}), which the ledger does not list"
+        for tag in sorted(named - listed.keys()):
+            yield f"the docstring of {symbol} names ({tag}), which the ledger does not list"
+    for tag in sorted(marks - listed.keys()):
+        yield f"a test is marked with ({tag}), which the ledger does not list"
 
 
 def verdicts(result):
@@ -99,20 +113,24 @@ def verdicts(result):
         else:
             if not got["changed"]: yield f"({tag}): the swapped symbol was never called, or gave no number"
             for test, outcome in got["tests"].items():
-                if outcome != "failed": yield f"({tag}): {test} {outcome} with the symbol swapped for a wrong one"
+                if outcome != "failed":
+                    yield f"({tag}): {test} {outcome} with the symbol swapped for a wrong one"
 
 
 def swap(ledger, section, out, **options):
     "Run tests/course/swap.py; return its result."
     more = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    done = subprocess.run([sys.executable, str(HERE/"swap.py"), str(ledger), section, "--json", str(out), *more], cwd=notebooks.ROOT,
-                          env=notebooks.child_env(), capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = subprocess.run([sys.executable, str(HERE/"swap.py"), str(ledger), section, "--json", str(out),
+                           *more], cwd=notebooks.ROOT,
+                          env=notebooks.child_env(), capture_output=True, text=True, encoding="utf-8",
+                          timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text(encoding="utf-8"))
 
 
 def test_ledger_fits_notebooks_modules_and_tests():
-    found = list(complaints(ENTRIES, tags_of_notebooks(notebooks.paths()), documented(PACKAGE), marked(HERE.parent)))
+    found = list(complaints(ENTRIES, tags_of_notebooks(notebooks.paths()), documented(PACKAGE),
+                            marked(HERE.parent)))
     assert not found, "\n" + "\n".join(found)
 
 
@@ -190,7 +208,8 @@ def test_without_numbers(): assert thing.stray() == "no number"
 def test_skipped(): pass
 def test_other(): assert False
 '''
-PLANTED_LEDGER = "\n".join(f'[["01_thing"]]\ntag = "1.{i}"\nname = "n"\nsymbol = "thing.{s}"' for i, s in enumerate(
+PLANTED_LEDGER = "\n".join(f'[["01_thing"]]\ntag = "1.{i}"\nname = "n"\nsymbol = "thing.{s}"' for i,
+                           s in enumerate(
     ["double", "Twice.forward", "fill", "make", "Half.value", "stray", "double", "gone", "Twice"], 1))
 
 
@@ -204,30 +223,41 @@ def planted(tmp_path):
     tests.mkdir()
     (tests/"test_planted.py").write_text(PLANTED_TESTS)
     (tests/"conftest.py").write_text('import sys\nsys.path.insert(0, r"' + str(tmp_path) + '")\n'
-                                     'def pytest_configure(config): config.addinivalue_line("markers", "formula(tag): planted")\n')
+                                     'def pytest_configure(config): config.addinivalue_line("markers", '
+                                     '"formula(tag): planted")\n')
     ledger = tmp_path/"formulas.toml"
     ledger.write_text(PLANTED_LEDGER)
     return tmp_path
 
 
 def test_a_swap_tells_tests_that_notice_from_tests_that_do_not(planted):
-    result = swap(planted/"formulas.toml", "01_thing", planted/"result.json", tests=planted/"planted_tests", package="planted")
+    result = swap(planted/"formulas.toml", "01_thing", planted/"result.json", tests=planted/"planted_tests",
+                  package="planted")
     assert {t.rpartition("::")[2]: r for got in result.values() for t, r in got["tests"].items()} == {
-        "test_notices": "failed", "test_sleeps": "passed", "test_module": "failed", "test_in_place": "failed", "test_frozen": "failed",
+        "test_notices": "failed", "test_sleeps": "passed", "test_module": "failed", "test_in_place": "failed",
+        "test_frozen": "failed",
         "test_property": "failed", "test_without_numbers": "passed", "test_skipped": "skipped"}
     found = list(verdicts(result))
-    for says in ("(1.1): planted_tests/test_planted.py::test_sleeps passed", "(1.6): the swapped symbol was never called, or gave no number",
+    for says in ("(1.1): planted_tests/test_planted.py::test_sleeps passed",
+                 "(1.6): the swapped symbol was never called, or gave no number",
                  "test_skipped skipped", "(1.8): AttributeError", "(1.9): TypeError"):
-        assert any(says.replace("planted_tests/", "") in line.replace("planted_tests/", "") for line in found), (says, found)
-    assert not any(line.startswith(f"({tag})") for tag in ("1.2", "1.3", "1.4", "1.5") for line in found), found
+        assert any(says.replace("planted_tests/", "") in line.replace("planted_tests/", "")
+                   for line in found), (says, found)
+    assert not any(line.startswith(f"({tag})") for tag in ("1.2", "1.3", "1.4", "1.5")
+                   for line in found), found
 
 
 def test_what_does_not_fit_is_found(planted):
-    entries = tomllib.loads(PLANTED_LEDGER + '\n[["02_other"]]\ntag = "1.1"\nname = "n"\nsymbol = "thing.double"')
+    entries = tomllib.loads(PLANTED_LEDGER
+                            + '\n[["02_other"]]\ntag = "1.1"\nname = "n"\nsymbol = "thing.double"')
     tags = {**{f"1.{i}": "01_thing" for i in (1, 2, 3, 4, 5, 7, 8, 9)}, "1.10": "01_thing"}
-    found = "\n".join(complaints(entries, tags, documented(planted/"planted"), marked(planted/"planted_tests")))
-    for says in ("(1.1) is listed twice", "(1.6) n: listed for 01_thing, found in no notebook", "(1.8): thing.gone is not an exported symbol",
-                 "(1.7): no 'Formula: (1.7)' in the docstring of thing.double", '(1.8): no test is marked @pytest.mark.formula("1.8")',
-                 "(1.10) stands in 01_thing and not in the ledger", "the docstring of thing.stray names (9.9)"):
+    found = "\n".join(complaints(entries, tags, documented(planted/"planted"),
+                                 marked(planted/"planted_tests")))
+    for says in ("(1.1) is listed twice", "(1.6) n: listed for 01_thing, found in no notebook",
+                 "(1.8): thing.gone is not an exported symbol",
+                 "(1.7): no 'Formula: (1.7)' in the docstring of thing.double",
+                 '(1.8): no test is marked @pytest.mark.formula("1.8")',
+                 "(1.10) stands in 01_thing and not in the ledger",
+                 "the docstring of thing.stray names (9.9)"):
         assert says in found, (says, found)
     assert "(1.2)" not in found and "(1.3)" not in found

@@ -1,6 +1,7 @@
 """The anatomy and style of a notebook, one rule a function.
 
-A rule takes a `Notebook` and yields what it complains of. Lessons (00 to 89) follow all rules; the home page and the
+A rule takes a `Notebook` and yields what it complains of. Lessons (00 to 89) follow all rules; the home page
+and the
 notebook of the command only those that do not speak of a lesson's parts.
 """
 import ast
@@ -11,7 +12,8 @@ import pytest
 
 from tools import notebooks
 
-MAX_LINES, MAX_CLASS_LINES = 30, 60  # a class may be as long as a page, so that it need not be cut into base classes
+# a class may be as long as a page, so that it need not be cut into base classes
+MAX_LINES, MAX_CLASS_LINES = 30, 60
 MAX_BYTES = 500_000
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = {"#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#000000", "#ffffff"}
@@ -26,7 +28,8 @@ class Notebook:
         self.md = [c["source"] for c in cells if c["cell_type"] == "markdown"]
         self.text = "\n\n".join(self.md)
         # Prose without code, without math: where a @key or a link is one.
-        self.prose = re.sub(r"\$\$.*?\$\$", "", re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", self.text, flags=re.S)), flags=re.S)
+        self.prose = re.sub(r"\$\$.*?\$\$", "",
+            re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", self.text, flags=re.S)), flags=re.S)
 
     def section(self, heading):
         "The text under `## heading`, up to the next heading of that level."
@@ -76,7 +79,8 @@ def opens_with_title_and_purpose(nb):
     first = nb.cells[0]
     if first["cell_type"] != "markdown" or not re.fullmatch(r"# \S[^\n]*\n\n> \S[^\n]*\n?", first["source"]):
         yield "the first cell must be '# Title', an empty line, '> one-line purpose', and nothing more"
-    if len(re.findall(r"^# ", re.sub(r"```.*?```", "", nb.text, flags=re.S), flags=re.M)) != 1: yield "a second '# ' heading"
+    if len(re.findall(r"^# ", re.sub(r"```.*?```", "", nb.text, flags=re.S), flags=re.M)) != 1:
+        yield "a second '# ' heading"
 
 
 @rule(LESSON)
@@ -95,25 +99,31 @@ def prerequisites_are_links_back(nb):
     linked = [int(n) for n in re.findall(r"\]\((\d\d)_\w+\.ipynb", text)]
     if nb.number > 1 and not linked: yield "'What you need first' links to no earlier notebook"
     if ahead := [n for n in linked if n >= nb.number]: yield f"'What you need first' looks ahead to {ahead}"
-    if not re.search(r"\*\*Time\*\*: .*\b(minutes?|hours?)\b", nb.cells[1]["source"]): yield "**Time** says no minutes"
+    if not re.search(r"\*\*Time\*\*: .*\b(minutes?|hours?)\b", nb.cells[1]["source"]):
+        yield "**Time** says no minutes"
 
 
 @rule(LESSON)
 def has_a_figure_and_points_to_the_graded_exercises(nb):
     if not any(kind.startswith("image/") for c in nb.code for kind, _ in outputs(c)): yield "no figure"
-    if "](exercises.md" not in nb.section("Exercises"): yield "'## Exercises' does not link to the graded ones: [...](exercises.md#...)"
+    if "](made/exercises.md" not in nb.section("Exercises"):
+        yield "'## Exercises' does not link to the graded ones: [...](made/exercises.md#...)"
 
 
 @rule(LESSON)
 def has_every_part_in_order(nb):
-    if not re.search(r"^> \*\*What can go wrong\.\*\*", nb.text, flags=re.M): yield "no '> **What can go wrong.**'"
+    if not re.search(r"^> \*\*What can go wrong\.\*\*", nb.text, flags=re.M):
+        yield "no '> **What can go wrong.**'"
     at = [nb.text.find(f"\n## {h}\n") for h in ("Exercises", "Questions", "Summary")]
-    if -1 in at or at != sorted(at): yield "'## Exercises', '## Questions', '## Summary' must stand in this order"
-    if len(re.findall(r"^\d+\. ", nb.section("Exercises"), flags=re.M)) < 2: yield "fewer than two numbered exercises"
+    if -1 in at or at != sorted(at):
+        yield "'## Exercises', '## Questions', '## Summary' must stand in this order"
+    if len(re.findall(r"^\d+\. ", nb.section("Exercises"), flags=re.M)) < 2:
+        yield "fewer than two numbered exercises"
     summary = nb.section("Summary")
     if len(re.findall(r"^- ", summary.partition("**Where to read on**")[0], flags=re.M)) != 3:
         yield "the summary must have three bullets"
-    if not re.search(r"\*\*Where to read on\*\*.*@\w", summary, flags=re.S): yield "no '**Where to read on**' with a @key"
+    if not re.search(r"\*\*Where to read on\*\*.*@\w", summary, flags=re.S):
+        yield "no '**Where to read on**' with a @key"
 
 
 @rule(LESSON)
@@ -121,13 +131,18 @@ def has_five_questions_with_folded_answers(nb):
     text = nb.section("Questions")
     numbers = re.findall(r"^\*\*(\d+)\.\*\* \S", text, flags=re.M)
     if numbers != list("12345"): yield f"questions must be **1.** to **5.**, found {numbers}"
-    answers = re.findall(r"^<details><summary>Answer</summary>\n\n(?:(?!<details>).)+?\n\n</details>$", text, flags=re.M | re.S)
-    if len(answers) != 5: yield f"{len(answers)} of 5 answers folded as <details><summary>Answer</summary>, empty lines around the text, </details>"
+    answers = re.findall(r"^<details><summary>Answer</summary>\n\n(?:(?!<details>).)+?\n\n</details>$", text,
+                         flags=re.M | re.S)
+    if len(answers) != 5:
+        yield (f"{len(answers)} of 5 answers folded as <details><summary>Answer</summary>, empty lines "
+               "around "
+               "the text, </details>")
 
 
 @rule(LESSON)
 def exports_the_module_of_its_name(nb):
-    named = [m[1] for c in nb.code if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c["source"], flags=re.M))]
+    named = [m[1] for c in nb.code
+             if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c["source"], flags=re.M))]
     if named != [nb.name[3:]]: yield f"'#| default_exp {nb.name[3:]}' expected once, found {named}"
 
 
@@ -141,13 +156,16 @@ def code_cells_are_short(nb):
 
 @rule(ALL)
 def imports_stand_alone(nb):
-    "nbdev runs each cell with an import when it builds the site; in exported cells only top-level imports matter."
+    """nbdev runs each cell with an import when it builds the site; in exported cells only top-level
+    imports matter."""
     kinds = (ast.Import, ast.ImportFrom)
     for cell in nb.code:
         body = tree(cell)
         exported = {"export", "exports", "exporti"} & directives(cell).keys()
-        found = any(isinstance(n, kinds) for n in (body if exported else [n for b in body for n in ast.walk(b)]))
-        if found and not all(isinstance(n, kinds) for n in body): yield f"imports and other code in one cell: {first_line(cell)}"
+        found = any(isinstance(n, kinds)
+                    for n in (body if exported else [n for b in body for n in ast.walk(b)]))
+        if found and not all(isinstance(n, kinds) for n in body):
+            yield f"imports and other code in one cell: {first_line(cell)}"
 
 
 @rule(ALL)
@@ -160,9 +178,12 @@ def plots_are_described(nb):
         labels.append(label)
         if not re.fullmatch(r"fig-[a-z0-9-]+", label): yield f"plot without '#| label: fig-...': {where}"
         for key in ("fig-cap", "fig-alt"):
-            if not re.fullmatch(r'"[^"\n]{15,}"', options.get(key, "")): yield f'plot without \'#| {key}: "..."\' in double quotes on one line: {where}'
-        if options.get("fig-cap") == options.get("fig-alt"): yield f"fig-alt repeats fig-cap; say what one sees: {where}"
-        if ("subplots(" in cell["source"] or "plt.figure(" in cell["source"]) and not re.search(r'axis\("off"\)|set_axis_off', cell["source"]):
+            if not re.fullmatch(r'"[^"\n]{15,}"', options.get(key, "")):
+                yield f'plot without \'#| {key}: "..."\' in double quotes on one line: {where}'
+        if options.get("fig-cap") == options.get("fig-alt"):
+            yield f"fig-alt repeats fig-cap; say what one sees: {where}"
+        if ("subplots(" in cell["source"] or "plt.figure(" in cell["source"]) and not re.search(
+            r'axis\("off"\)|set_axis_off', cell["source"]):
             for axis in ("xlabel", "ylabel"):
                 if axis not in cell["source"]: yield f"plot without {axis}: {where}"
     if len(set(labels)) != len(labels): yield f"a figure label twice: {labels}"
@@ -173,7 +194,8 @@ def colours_can_be_told_apart(nb):
     for cell in nb.code:
         for colour in re.findall(r"""["'](#[0-9a-fA-F]{6})["']""", cell["source"]):
             grey = len({colour[1:3].lower(), colour[3:5].lower(), colour[5:7].lower()}) == 1
-            if colour.lower() not in PALETTE and not grey: yield f"{colour} is not in the Okabe-Ito palette: {first_line(cell)}"
+            if colour.lower() not in PALETTE and not grey:
+                yield f"{colour} is not in the Okabe-Ito palette: {first_line(cell)}"
         named = re.findall(r"""\bcolou?r=["'](red|green|blue|r|g|b|C\d|tab:\w+)["']""", cell["source"])
         if named: yield f"colour {named[0]!r} is not in the Okabe-Ito palette: {first_line(cell)}"
 
@@ -190,8 +212,10 @@ def outputs_are_stored(nb):
     for cell in nb.code:
         if "hide" in directives(cell) or "eval" in directives(cell): continue
         shows = re.search(r"^(print|show_doc)\(", cell["source"], flags=re.M)
-        if shows and not cell.get("outputs"): yield f"a cell that prints has no stored output: {first_line(cell)}"
-        if "subplots(" in cell["source"] and not re.search(r"^\s*(def|class) ", cell["source"], flags=re.M) and not any(k.startswith("image/") for k, _ in outputs(cell)):
+        if shows and not cell.get("outputs"):
+            yield f"a cell that prints has no stored output: {first_line(cell)}"
+        if "subplots(" in cell["source"] and not re.search(r"^\s*(def|class) ", cell["source"],
+            flags=re.M) and not any(k.startswith("image/") for k, _ in outputs(cell)):
             yield f"a plot has no stored picture: {first_line(cell)}"
 
 
@@ -204,16 +228,20 @@ def outputs_are_clean(nb):
             if "widget" in kind or "javascript" in kind: yield f"{kind} in the outputs of {where}"
             if kind.startswith("image/") or not isinstance(text, str): continue
             if "Traceback (most recent call last)" in text: yield f"a traceback in the outputs of {where}"
-            if "[source](http" in text: yield f"a stored source link in the outputs of {where}: run make export"
+            if "[source](http" in text:
+                yield f"a stored source link in the outputs of {where}: run make export"
             if "\x1b[" in text: yield f"terminal colours in the outputs of {where}"
-            if path := re.search(r"(?<![\w.])/(work|home|root|tmp|Users)/\S*", text): yield f"a path of this machine ({path[0]}) in the outputs of {where}"
+            if path := re.search(r"(?<![\w.])/(work|home|root|tmp|Users)/\S*", text):
+                yield f"a path of this machine ({path[0]}) in the outputs of {where}"
             if re.search(r"\bat 0x[0-9a-f]{6,}", text): yield f"a memory address in the outputs of {where}"
 
 
 @rule(ALL)
 def renders_everywhere(nb):
-    for raw, why in ((":::", "a Quarto fence"), ("{#eq-", "a Quarto label"), ("{#fig-", "a Quarto label"), ("\\begin{equation", "a bare equation"),
-                     ("\\[", "math other than $ and $$"), ("\\label{", "a LaTeX label"), ("[[", "a wiki link")):
+    for raw, why in ((":::", "a Quarto fence"), ("{#eq-", "a Quarto label"), ("{#fig-", "a Quarto label"),
+                     ("\\begin{equation", "a bare equation"),
+                     ("\\[", "math other than $ and $$"), ("\\label{", "a LaTeX label"),
+                     ("[[", "a wiki link")):
         inside = nb.prose if raw in ("[[", "\\[") else nb.text
         if raw in inside: yield f"{raw!r} ({why}) shows as raw text in JupyterLab or on GitHub"
     for source in nb.md:
@@ -230,7 +258,8 @@ def renders_everywhere(nb):
 def tags_count_up(nb):
     tags = re.findall(r"\\tag\{([^}]*)\}", nb.text)
     if tags and nb.number is None: yield f"numbered formulas outside a lesson: {tags}"
-    elif tags != [f"{nb.number}.{k + 1}" for k in range(len(tags))]: yield f"tags must count up from {nb.number}.1: {tags}"
+    elif tags != [f"{nb.number}.{k + 1}" for k in range(len(tags))]:
+        yield f"tags must count up from {nb.number}.1: {tags}"
 
 
 @rule(ALL)
@@ -238,8 +267,11 @@ def formulas_are_referred_to(nb):
     "A (5.2) in prose or in a docstring names a formula that is there."
     if nb.number is None: return
     tags = set(re.findall(r"\\tag\{([^}]*)\}", nb.text))
-    named = set(re.findall(rf"\(({nb.number}\.\d+)\)", nb.prose)) | {t for c in nb.code for m in re.findall(r"Formulas?: ([^\n]*)", c["source"])
-                                                                      for t in re.findall(r"\((\d+\.\d+)\)", m) if t.split(".")[0] == str(nb.number)}
+    named = set(re.findall(rf"\(({nb.number}\.\d+)\)", nb.prose)) | {t for c in nb.code
+        for m in re.findall(r"Formulas?: ([^\n]*)", c["source"])
+                                                                      for t in re.findall(r"\((\d+\.\d+)\)",
+                                                                          m) if t.split(".")[0] == str(
+                                                                              nb.number)}
     if missing := named - tags: yield f"refers to formulas that carry no number: {sorted(missing)}"
 
 
@@ -272,12 +304,14 @@ def headings_descend_in_order(nb):
 @rule(ALL)
 def is_finished(nb):
     everything = nb.text + "\n".join(c["source"] for c in nb.code)
-    for word in re.findall(r"\b(?:TODO|FIXME|XXX)\b|simplified version|\bfor now\b", everything): yield f"unfinished: {word!r}"
+    for word in re.findall(r"\b(?:TODO|FIXME|XXX)\b|simplified version|\bfor now\b", everything):
+        yield f"unfinished: {word!r}"
 
 
 @rule(ALL)
 def refers_to_what_is_there(nb):
-    keys = set(re.findall(r"^@\w+\{([^,\s]+),", (notebooks.NBS/"references.bib").read_text(encoding="utf-8"), flags=re.M))
+    keys = set(re.findall(r"^@\w+\{([^,\s]+),", (notebooks.NBS/"references.bib").read_text(encoding="utf-8"),
+                          flags=re.M))
     figures = {directives(c).get("label") for c in nb.code}
     prose = re.sub(r"\]\([^)]*\)|<[^>]+>", "]", nb.prose)
     for key in set(re.findall(r"(?<![\w@.])@([A-Za-z][\w:-]*\w)", prose)):
@@ -340,7 +374,8 @@ FIG = '#| label: fig-a\n#| fig-cap: "A line that goes up."\n#| fig-alt: "One lin
 ANSWER = "<details><summary>Answer</summary>\n\nBecause.\n\n</details>"
 GOOD = [
     md("# Title\n\n> Purpose."),
-    md("**What you will learn**\n\n- a;\n- b;\n- c.\n\n**What you need first**: [article](00_article.ipynb).\n\n**Time**: 5 minutes. A GPU does not help."),
+    md("**What you will learn**\n\n- a;\n- b;\n- c.\n\n**What you need first**: "
+       "[article](00_article.ipynb).\n\n**Time**: 5 minutes. A GPU does not help."),
     code("#| default_exp planted"),
     code("#| export\nimport math"),
     md("## Story\n\n$$a = b \\tag{1.1}$$\n\nBy (1.1), see @fig-a."),
@@ -348,7 +383,8 @@ GOOD = [
     code("show_doc(F.forward)", dict(output_type="display_data", data={"text/markdown": "F"})),
     code(FIG + 'fig, ax = plt.subplots()\nax.plot(x, color="#0072B2")\nax.set(xlabel="x", ylabel="y");', PNG),
     md("> **What can go wrong.** Much."),
-    md("## Exercises\n\n1. One.\n2. Two.\n\n[Graded](exercises.md#one).\n\n## Questions\n\n" + "\n\n".join(f"**{i}.** Why?\n\n{ANSWER}" for i in range(1, 6))),
+    md("## Exercises\n\n1. One.\n2. Two.\n\n[Graded](made/exercises.md#one).\n\n## Questions\n\n"
+       + "\n\n".join(f"**{i}.** Why?\n\n{ANSWER}" for i in range(1, 6))),
     md("## Summary\n\n- a\n- b\n- c\n\n**Where to read on**: @planted."),
 ]
 
@@ -356,7 +392,9 @@ GOOD = [
 def complaints(cells, monkeypatch, tmp_path):
     "What the rules say of these cells, in a folder with the files that the good ones name."
     (tmp_path/"references.bib").write_text("@book{planted,\n title={T}}\n", encoding="utf-8")
-    for name in ("00_article.ipynb", "01_core.ipynb", "exercises.md"): (tmp_path/name).write_text("{}", encoding="utf-8")
+    (tmp_path/"made").mkdir(exist_ok=True)
+    for name in ("00_article.ipynb", "01_core.ipynb", "made/exercises.md"):
+        (tmp_path/name).write_text("{}", encoding="utf-8")
     monkeypatch.setattr(notebooks, "NBS", Path(tmp_path))
     nb = Notebook("01_planted", cells)
     return [f"{r.__name__}: {said}" for r in ALL + LESSON for said in r(nb)]
@@ -371,20 +409,26 @@ BAD = [  # in which cell, what, by what, and the rule that must complain
     (1, "- c.", "", "says_what"), (1, "GPU", "TPU", "says_what"), (1, "**Time**", "Time", "says_what"),
     (8, "What can go wrong", "Beware", "has_every_part"), (9, "2. Two.", "", "has_every_part"),
     (10, "- c\n", "", "has_every_part"), (10, "@planted", "nothing", "has_every_part"),
-    (9, "**5.**", "**6.**", "has_five"), (9, "Answer</summary>\n\nBecause", "Answer</summary>\nBecause", "has_five"),
+    (9, "**5.**", "**6.**", "has_five"), (9, "Answer</summary>\n\nBecause", "Answer</summary>\nBecause",
+                                          "has_five"),
     (2, "planted", "other", "exports_the_module"),
-    (3, "import math", "import math\n" + "x = 1\n"*31, "code_cells_are_short"), (3, "import math", "import math\nx = 1", "imports_stand"),
-    (7, "#| fig-alt", "#| fig-other", "plots_are"), (7, "label: fig-a", "label: a", "plots_are"), (7, 'ylabel="y"', "", "plots_are"),
+    (3, "import math", "import math\n" + "x = 1\n"*31, "code_cells_are_short"),
+       (3, "import math", "import math\nx = 1", "imports_stand"),
+    (7, "#| fig-alt", "#| fig-other", "plots_are"), (7, "label: fig-a", "label: a", "plots_are"),
+       (7, 'ylabel="y"', "", "plots_are"),
     (7, "One line from 0 to 1, going up.", "A line that goes up.", "plots_are"),
     (7, "#0072B2", "#FF0000", "colours"), (7, '"#0072B2"', '"red"', "colours"),
     (4, "## Story", "## Story\n\n![](images/a.png)", "pictures"),
     (4, "## Story", "## Story\n\n::: note", "renders"), (4, "## Story", "## Story {#eq-a}", "renders"),
-    (4, "\\tag{1.1}$$", "\\tag{1.1} \\tag{1.2}$$", "renders"), (4, "$$\n", "\n", "renders"), (4, "b \\tag", "b$$ \\tag", "renders"),
+    (4, "\\tag{1.1}$$", "\\tag{1.1} \\tag{1.2}$$", "renders"), (4, "$$\n", "\n", "renders"),
+       (4, "b \\tag", "b$$ \\tag", "renders"),
     (4, "\\tag{1.1}", "\\tag{1.2}", "tags_count"), (4, "By (1.1)", "By (1.7)", "formulas_are_referred"),
     (5, "#| exports", "#| export", "formulas_are_exported"), (6, "F.forward", "F", "forward_is_shown"),
     (4, "## Story", "## Story\n\n#### Deep", "headings"), (4, "## Story", "## Story\n\nTODO", "is_finished"),
-    (4, "@fig-a", "@fig-b", "refers_to"), (10, "@planted", "@other", "refers_to"), (1, "00_article", "02_gone", "refers_to"), (1, "00_article", "01_core", "prerequisites_are"), (1, "5 minutes", "soon", "prerequisites_are"),
-    (9, "](exercises.md#one)", "", "has_a_figure"),
+    (4, "@fig-a", "@fig-b", "refers_to"), (10, "@planted", "@other", "refers_to"),
+       (1, "00_article", "02_gone", "refers_to"), (1, "00_article", "01_core", "prerequisites_are"),
+       (1, "5 minutes", "soon", "prerequisites_are"),
+    (9, "](made/exercises.md#one)", "", "has_a_figure"),
 ]
 
 
@@ -411,10 +455,12 @@ def test_a_bad_notebook_is_found(at, old, new, name, monkeypatch, tmp_path):
 @pytest.mark.parametrize("out, name", [
     (dict(output_type="error", ename="ValueError"), "outputs_are_clean"),
     (dict(output_type="stream", name="stderr", text="careful"), "outputs_are_clean"),
-    (dict(output_type="stream", name="stdout", text="Traceback (most recent call last)"), "outputs_are_clean"),
+    (dict(output_type="stream", name="stdout", text="Traceback (most recent call last)"),
+     "outputs_are_clean"),
     (dict(output_type="stream", name="stdout", text="saved /home/me/x"), "outputs_are_clean"),
     (dict(output_type="execute_result", data={"text/plain": "<f at 0x7f00aa11>"}), "outputs_are_clean"),
-    (dict(output_type="display_data", data={"application/vnd.jupyter.widget-view+json": ""}), "outputs_are_clean")])
+    (dict(output_type="display_data", data={"application/vnd.jupyter.widget-view+json": ""}),
+     "outputs_are_clean")])
 def test_a_bad_output_is_found(out, name, monkeypatch, tmp_path):
     assert any(line.startswith(name) for line in complaints([*GOOD, code("f()", out)], monkeypatch, tmp_path))
 

@@ -40,7 +40,8 @@ def test_concat_scores_is_one_linear_layer_on_the_joined_rows():
 
 def test_everybody_gets_the_same_list():
     g = torch.Generator().manual_seed(2)
-    scores = article.concat_scores(*(torch.randn(n, 6, generator=g).double() for n in (200, 8)), torch.randn(12, generator=g).double())
+    scores = article.concat_scores(*(torch.randn(n, 6, generator=g).double() for n in (200, 8)),
+                                   torch.randn(12, generator=g).double())
     assert len({tuple(article.rank_by_interest(row).tolist()) for row in scores}) == 1
 
 
@@ -48,7 +49,8 @@ def test_everybody_gets_the_same_list():
 def test_interest_against_loops():
     rng = np.random.default_rng(3)
     x, W, b, w = rng.normal(size=(6, 4)), rng.normal(size=(5, 4)), rng.normal(size=5), rng.normal(size=5)
-    expected = [sum(w[j]*max(0.0, sum(W[j, p]*row[p] for p in range(4)) + b[j]) for j in range(5)) for row in x]
+    expected = [sum(w[j]*max(0.0, sum(W[j, p]*row[p] for p in range(4)) + b[j]) for j in range(5))
+                for row in x]
     got = article.interest(*(torch.from_numpy(v) for v in (x, W, b, w)))
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
@@ -70,7 +72,8 @@ def test_ties_keep_their_order_and_k_cuts():
 
 @pytest.mark.parametrize("k", [0, 3])
 def test_rank_refuses_a_list_length(k):
-    with pytest.raises(ValueError, match="k must be from 1 to 2"): article.rank_by_interest(torch.tensor([1., 2]), k)
+    with pytest.raises(ValueError, match="k must be from 1 to 2"):
+        article.rank_by_interest(torch.tensor([1., 2]), k)
 
 
 def test_rank_refuses_two_axes():
@@ -83,7 +86,8 @@ def test_cross_entropy_is_the_average_surprise_of_ten_draws(y):
     p = 0.37
     draws = [1]*round(10*y) + [0]*(10 - round(10*y))
     surprise = sum(-math.log(p if draw else 1 - p) for draw in draws)/10
-    assert article.soft_bce(torch.tensor(y, dtype=torch.float64), p).item() == pytest.approx(surprise, rel=1e-7)
+    assert article.soft_bce(torch.tensor(y, dtype=torch.float64), p).item() == pytest.approx(surprise,
+        rel=1e-7)
 
 
 def test_hard_labels_at_the_edge():
@@ -112,7 +116,8 @@ def test_derivation_of_the_minimum_by_sympy():
 @pytest.mark.formula("0.7")
 def test_excess_against_torch_distributions():
     y, p = (torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (5, 6))
-    judge = torch.distributions.kl_divergence(torch.distributions.Bernoulli(y), torch.distributions.Bernoulli(p))
+    judge = torch.distributions.kl_divergence(torch.distributions.Bernoulli(y),
+                                              torch.distributions.Bernoulli(p))
     torch.testing.assert_close(article.binary_divergence(y, p), judge)
     torch.testing.assert_close(article.binary_divergence(y, y), torch.zeros_like(y), rtol=0, atol=1e-12)
 
@@ -123,12 +128,14 @@ def test_pooled_entropy_is_the_lowest_common_loss():
     grid = np.arange(1, 10_000)/10_000
     mean_loss = np.mean([-y*np.log(grid) - (1 - y)*np.log(1 - grid) for y in labels], axis=0)
     assert article.pooled_entropy(torch.from_numpy(labels)).item() == pytest.approx(mean_loss.min(), abs=1e-7)
-    assert article.pooled_entropy(torch.from_numpy(labels)) >= article.binary_entropy(torch.from_numpy(labels)).mean()
+    assert article.pooled_entropy(torch.from_numpy(labels)) >= article.binary_entropy(
+        torch.from_numpy(labels)).mean()
 
 
 @pytest.mark.parametrize("call", [
     lambda: article.soft_bce([0.5, 1.5], [0.5, 0.5]), lambda: article.binary_entropy([0.5, -1]),
-    lambda: article.binary_divergence([0.5, float("nan")], [0.5, 0.5]), lambda: article.pooled_entropy([0, 2]),
+    lambda: article.binary_divergence([0.5, float("nan")], [0.5, 0.5]),
+    lambda: article.pooled_entropy([0, 2]),
 ])
 def test_labels_outside_the_unit_interval(call):
     with pytest.raises(ValueError, match="label: entry 1 is"): call()
@@ -147,14 +154,16 @@ def test_attention_weights_against_loops():
     for row, keys in zip(q, k):
         powers = [math.exp(sum(a*b for a, b in zip(row, key))/math.sqrt(6)) for key in keys]
         expected.append([v/sum(powers) for v in powers])
-    np.testing.assert_allclose(article.attention_weights(torch.from_numpy(q), torch.from_numpy(k)), expected, rtol=1e-12)
+    np.testing.assert_allclose(article.attention_weights(torch.from_numpy(q), torch.from_numpy(k)), expected,
+                               rtol=1e-12)
 
 
 @pytest.mark.formula("0.10")
 def test_fused_vector_row_by_row():
     _, fuser, _ = build(n_scenarios=3)
     fuser = fuser.double()
-    user, item = (torch.rand(5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in (8, 9))
+    user, item = (torch.rand(5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(s))
+                  for s in (8, 9))
     place = torch.tensor([0, 1, 2, 0, 1])
     z, alpha = fuser(user, item, place)
     matrix = lambda layer: layer.weight.detach().numpy()
@@ -215,7 +224,8 @@ def test_training_repeats_and_batches_cover_all_rows():
     runs = []
     for _ in range(2):
         model = build(3, n_scenarios=2)
-        runs.append(article.train_model(*model, USERS*3, ITEMS*3, LABELS*3, scenario=[0, 1]*3, epochs=5, batch_size=4))
+        runs.append(article.train_model(*model, USERS*3, ITEMS*3, LABELS*3, scenario=[0, 1]*3, epochs=5,
+                                        batch_size=4))
     assert runs[0] == runs[1] and len(runs[0]) == 5
 
 
@@ -255,5 +265,7 @@ def test_builders():
     assert predictor(torch.zeros(7, 64)).shape == (7,)
     for shape in ((), (3, 2), (0,), (2.5,)):
         with pytest.raises(ValueError, match="input_shape must be"): article.build_feature_extractor(shape)
-    with pytest.raises(ValueError, match="n_scenarios must be 1 or larger"): article.build_scenario_fuser(extractor, 0)
-    with pytest.raises(ValueError, match=r"w: expected shape \(4,\)"): article.concat_scores(torch.ones(1, 2), torch.ones(1, 2), torch.ones(3))
+    with pytest.raises(ValueError, match="n_scenarios must be 1 or larger"):
+        article.build_scenario_fuser(extractor, 0)
+    with pytest.raises(ValueError, match=r"w: expected shape \(4,\)"):
+        article.concat_scores(torch.ones(1, 2), torch.ones(1, 2), torch.ones(3))

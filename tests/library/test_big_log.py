@@ -1,6 +1,8 @@
-"""A large log on a small machine: read_log -> clean -> time_split -> fit -> transform, in a process of its own.
+"""A large log on a small machine: read_log -> clean -> time_split -> fit -> transform, in a process of its
+own.
 
-    python tests/library/test_big_log.py LOG.csv    the path, its seconds and its peak memory as JSON on the last line
+    python tests/library/test_big_log.py LOG.csv    the path, its seconds and its peak memory as JSON on the
+    last line
 """
 import json
 import resource
@@ -15,7 +17,8 @@ import pytest
 
 from multiscene_rec import data, logs, preprocess
 
-SCHEMA = data.Schema(categorical=("category", "brand"), numeric=("price",), item_columns=("category", "brand", "price"))
+SCHEMA = data.Schema(categorical=("category", "brand"), numeric=("price",),
+                     item_columns=("category", "brand", "price"))
 FRACTIONS = (.8, .08, .12)
 
 
@@ -24,9 +27,11 @@ def write_log(path, rows, part=1_000_000):
     part = min(part, rows)
     users = part//25
     mall = data.toy_mall(n_users=users, n_items=20_000, n_events=part)
-    events = mall.events.merge(mall.items[["item_id", "category", "brand"]], on="item_id")[[*SCHEMA.required, "price", "category", "brand"]]
+    events = mall.events.merge(mall.items[["item_id", "category", "brand"]],
+                               on="item_id")[[*SCHEMA.required, "price", "category", "brand"]]
     for k in range(rows//part):
-        events.assign(user_id=events.user_id + k*users).to_csv(path, index=False, header=k == 0, mode="w" if k == 0 else "a")
+        events.assign(user_id=events.user_id + k*users).to_csv(path, index=False, header=k == 0, mode="w"
+            if k == 0 else "a")
     return events, users
 
 
@@ -46,17 +51,23 @@ def walk(path):
 
 def alone(path):
     "The same in a fresh process: sums that tell one result from another, seconds and peak memory."
-    done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent.parent)
+    done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True,
+                          cwd=Path(__file__).parent.parent.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(path):
     raw, log, report, train, prep, batch, seconds = walk(path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform == "darwin" else 2**20)  # not below that of pytest
+    # not below that of pytest
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**30 if sys.platform == "darwin" else 2**20)
     table = batch.history_table
-    print(json.dumps(dict(rows=len(raw), kept=len(log), train=len(batch), users=log.user_id.nunique(), histories=len(table), table_gib=table.numel()*4/2**30,
-        clicks=int(batch.label.sum(dtype=float)), seen=float(sum(part.double().expm1().sum() for part in table[:, :, prep.spec.history_names.index("seen all items")].split(100_000))),
+    print(json.dumps(dict(rows=len(raw), kept=len(log), train=len(batch), users=log.user_id.nunique(),
+                          histories=len(table), table_gib=table.numel()*4/2**30,
+        clicks=int(batch.label.sum(dtype=float)),
+        seen=float(sum(part.double().expm1().sum()
+                       for part in table[:, :, prep.spec.history_names.index("seen all items")].split(
+                           100_000))),
         peak_gib=peak, seconds=seconds)))
 
 
@@ -73,7 +84,8 @@ def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
     late, moment = ["user_id", "scenario"], [past.user_id, past.timestamp]
     for s, name in enumerate(prep.spec.scenarios):
         here = (past.scenario == name).astype(int)
-        shown = here.groupby(past.user_id).cumsum().groupby(moment).transform("first") - here.groupby(moment).transform("first")
+        shown = here.groupby(past.user_id).cumsum().groupby(moment).transform("first") - here.groupby(
+            moment).transform("first")
         clicked = here*past.clicked
         clicks = (clicked.groupby(past.user_id).cumsum() - clicked).groupby(moment).transform("first")
         rate = train.clicked[train.scenario == name].mean()
@@ -81,13 +93,17 @@ def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
         found = batch.history_table[at, s].numpy()
         names = prep.spec.history_names
         np.testing.assert_allclose(found[:, names.index("seen all items")], np.log1p(shown), rtol=1e-6)
-        np.testing.assert_allclose(found[:, names.index("liked all items")], (clicks - rate*shown)/np.sqrt(1 + shown), rtol=1e-5, atol=1e-6)
-        assert (batch.present_table[at, s].numpy() == (shown > 0)).all() and (found[:, names.index(f"in {name}")] == 1).all()
+        np.testing.assert_allclose(found[:, names.index("liked all items")],
+                                   (clicks - rate*shown)/np.sqrt(1 + shown), rtol=1e-5, atol=1e-6)
+        assert (batch.present_table[at, s].numpy() == (shown > 0)).all() and (
+            found[:, names.index(f"in {name}")] == 1).all()
     price = np.log1p(train.price) if train.price.skew() > 1 else train.price
-    np.testing.assert_allclose(batch.dense[:, 0], (price - price.mean())/price.std(ddof=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.dense[:, 0], (price - price.mean())/price.std(ddof=0), rtol=1e-4,
+                               atol=1e-5)
     assert batch.label.tolist() == train.clicked.tolist()
     for k, c in enumerate(prep.spec.fields):
-        assert prep.part(preprocess.Categories).words[c].decode(batch.fields[::997, k].numpy() - prep.spec.offsets[k]) == train[c].iloc[::997].tolist()
+        assert prep.part(preprocess.Categories).words[c].decode(batch.fields[::997, k].numpy()
+            - prep.spec.offsets[k]) == train[c].iloc[::997].tolist()
 
 
 def test_blocks_of_any_size_make_the_same_histories(monkeypatch):
@@ -100,7 +116,8 @@ def test_blocks_of_any_size_make_the_same_histories(monkeypatch):
         monkeypatch.setattr(preprocess, "_BLOCK", block)
         monkeypatch.setattr(data, "_BLOCK", block)
         cut = prep.transform(test, log)
-        assert cut.history_table.equal(whole.history_table) and cut.present_table.equal(whole.present_table) and cut.history_row.equal(whole.history_row)
+        assert cut.history_table.equal(whole.history_table) and cut.present_table.equal(
+            whole.present_table) and cut.history_row.equal(whole.history_row)
 
 
 def test_moments_too_far_apart_for_one_number():
@@ -110,7 +127,8 @@ def test_moments_too_far_apart_for_one_number():
     label, values = r.integers(0, 2, 50).astype(float), r.integers(0, 3, (50, 1))
     moments = np.array(sorted(set(zip(user.tolist(), time.tolist()))))
     near = preprocess.history_sums(user, time, scenario, label, values, 3, *moments.T, 2)
-    far = preprocess.history_sums(user, time*10**17, scenario, label, values, 3, moments[:, 0], moments[:, 1]*10**17, 2)
+    far = preprocess.history_sums(user, time*10**17, scenario, label, values, 3, moments[:, 0],
+                                  moments[:, 1]*10**17, 2)
     for a, b in zip(near, far): np.testing.assert_array_equal(a, b)
 
 

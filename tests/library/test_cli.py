@@ -15,7 +15,8 @@ from multiscene_rec import cli, data
 def run(*args, cwd, **env):
     code = "import sys; from multiscene_rec.cli import main; sys.exit(main())"
     env = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="Agg", **env)
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=cwd, env=env,
+                          capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,10 @@ def test_mall_demo_says_what_it_promises(mall_demo):
     done, _ = mall_demo
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "a bar or a warning where no terminal is"
-    for part in ("A toy mall", "duplicate", "repaired", "AUC", "GAUC", "log loss", "no history", "own scenario", "mean", "concatenation",
-                 "attention", "ceiling: the log", "ceiling: the truth", "home", "search", "cart", "live", "macro", "Ten items for user"):
+    for part in ("A toy mall", "duplicate", "repaired", "AUC", "GAUC", "log loss", "no history",
+                 "own scenario", "mean", "concatenation",
+                 "attention", "ceiling: the log", "ceiling: the truth", "home", "search", "cart", "live",
+                 "macro", "Ten items for user"):
         assert part in done.stdout, part
     lists = done.stdout.split("Ten items for user")[1]
     assert sum(line.split()[:1] == ["10"] for line in lists.splitlines()) == 2, "two lists of ten"
@@ -38,7 +41,8 @@ def test_mall_demo_says_what_it_promises(mall_demo):
 def test_mall_demo_writes_tables_pictures_and_a_model(mall_demo):
     _, out = mall_demo
     metrics = pd.read_csv(out/"metrics.csv")
-    assert metrics.model.nunique() == 7 and set(metrics.scenario) == {"home", "search", "cart", "live", "macro", "all"}
+    assert metrics.model.nunique() == 7 and set(metrics.scenario) == {"home", "search", "cart", "live",
+        "macro", "all"}
     assert metrics[["auc", "gauc", "log_loss"]].notna().all().all()
     auc = metrics[metrics.scenario == "macro"].set_index("model").auc
     assert auc["no history"] < auc["attention"] < auc["ceiling: the log"] < auc["ceiling: the truth"]
@@ -55,26 +59,32 @@ def test_the_written_model_recommends(mall_demo):
     log = preprocess.EventLog(preprocess.clean(mall.dirty(7)[0])[0], mall.users)
     user = log.events.user_id.value_counts().index[0]
     top = rank.recommend(net, prep, log, user, "cart", k=5)
-    assert len(top) == 5 and top.score.is_monotonic_decreasing and not set(top.item_id) & set(log.events.item_id[log.events.user_id == user])
+    assert len(top) == 5 and top.score.is_monotonic_decreasing and not set(top.item_id) & set(
+        log.events.item_id[log.events.user_id == user])
 
 
 def test_the_demo_keeps_no_data_of_users_and_is_replaced_whole(mall_demo):
     from multiscene_rec import storage
     _, out = mall_demo
     names = {p.name for p in out.iterdir()}
-    assert names == {"metrics.csv", "attention.png", "curve.png", "demo.txt", "model", "preprocess"} and not storage.work_folder(out).exists()
+    assert names == {"metrics.csv", "attention.png", "curve.png", "demo.txt", "model",
+                     "preprocess"} and not storage.work_folder(out).exists()
     assert storage.foreign_file(out, "demo.txt", cli._DEMO) is None, "a second demo could not replace it"
 
 
 def test_python_m_is_the_command(tmp_path):
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(cli.__file__).parent.parent))
-    done = subprocess.run([sys.executable, "-m", "multiscene_rec", "train", "none.csv", "--out", "m"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and done.stderr == "multiscene-rec: no such file: none.csv\n" and not list(tmp_path.iterdir())
+    done = subprocess.run([sys.executable, "-m", "multiscene_rec", "train", "none.csv", "--out", "m"],
+                          cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr == "multiscene-rec: no such file: none.csv\n" and not list(
+        tmp_path.iterdir())
 
 
 def test_help_of_train_names_every_option(tmp_path):
     said = run("train", "--help", cwd=tmp_path, COLUMNS="200").stdout
-    names = ("user item scenario time label schema users items drop split price window time-unit any-time model set fusion heads epochs batch-size "
+    names = (
+        "user item scenario time label schema users items drop split price window time-unit any-time model "
+        "set fusion heads epochs batch-size "
              "lr patience seed device precision resume overwrite progress out").split()
     assert all(f"--{name} " in said for name in names), [name for name in names if f"--{name} " not in said]
 
@@ -91,18 +101,22 @@ def test_same_seed_same_numbers(mall_demo, tmp_path):
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(args, says, tmp_path):
     done = run(*args, cwd=tmp_path)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert done.returncode == 2 and says in done.stderr and len(
+        done.stderr.splitlines()) == 1 and done.stdout == ""
 
 
-@pytest.mark.parametrize("args, says", [(("demo", "--data", "films"), "films"), (("demo", "--seed", "-1"), "--seed"), (("dmeo",), "dmeo"), (("demo", "--nope",), "--nope")])
+@pytest.mark.parametrize("args, says", [(("demo", "--data", "films"), "films"),
+    (("demo", "--seed", "-1"), "--seed"), (("dmeo",), "dmeo"), (("demo", "--nope",), "--nope")])
 def test_wrong_options_exit_with_2(args, says, tmp_path):
     done = run(*args, cwd=tmp_path)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert done.returncode == 2 and says in done.stderr and len(
+        done.stderr.splitlines()) == 1 and done.stdout == ""
 
 
 def test_help_names_every_option(tmp_path):
     done = run("demo", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and all(f"--{name}" in done.stdout for name in ("data", "path", "out", "seed", "device", "quick"))
+    assert done.returncode == 0 and all(f"--{name}" in done.stdout for name in ("data", "path", "out", "seed",
+        "device", "quick"))
     assert "demo" in run("--help", cwd=tmp_path).stdout
 
 
@@ -116,9 +130,12 @@ def test_out_that_is_a_file_is_a_mistake(tmp_path):
 def test_coupon_demo(tmp_path):
     done = run("demo", "--data", "coupons", "--quick", "--out", tmp_path/"out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for part in ("12,684 answers of 567 respondents", "Coffee House", "Bar", "attention", "Coupon kinds for respondent"): assert part in done.stdout
+    for part in ("12,684 answers of 567 respondents", "Coffee House", "Bar", "attention",
+                 "Coupon kinds for respondent"):
+        assert part in done.stdout
     assert (tmp_path/"out"/"attention.png").stat().st_size > 5000 and (tmp_path/"out"/"curve.png").is_file()
-    assert set(pd.read_csv(tmp_path/"out"/"metrics.csv").model) == {"no history", "own scenario", "mean", "concatenation", "attention"}
+    assert set(pd.read_csv(tmp_path/"out"/"metrics.csv").model) == {"no history", "own scenario", "mean",
+        "concatenation", "attention"}
 
 
 @pytest.mark.formula("90.1")

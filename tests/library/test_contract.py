@@ -10,7 +10,7 @@ from multiscene_rec import contract
 from multiscene_rec.data import toy_mall
 from multiscene_rec.extractor import FieldEmbedding
 from multiscene_rec.fusion import FUSIONS as ALL
-from multiscene_rec.model import InterestModel, Recommender, _MODELS
+from multiscene_rec.model import _MODELS, InterestModel, Recommender
 from multiscene_rec.preprocess import EventLog, Preprocessor
 
 FUSIONS = ("none", *(name for name, kind in ALL.items() if kind.__module__.startswith("multiscene_rec.")))
@@ -23,7 +23,9 @@ def rows():
     return prep.spec, prep.transform(mall.events[1000:1300], EventLog(mall.events, mall.users))
 
 
-@pytest.mark.parametrize("fusion, heads", [("attention", "shared"), *(pytest.param(f, t, marks=pytest.mark.slow) for f in FUSIONS for t in ("shared", "per_scenario"))])
+@pytest.mark.parametrize("fusion, heads",
+    [("attention", "shared"), *(pytest.param(f, t, marks=pytest.mark.slow) for f in FUSIONS
+                                for t in ("shared", "per_scenario"))])
 def test_our_own_models_keep_every_promise(fusion, heads, rows):
     spec, batch = rows
     made = contract.check_recommender(InterestModel, spec, batch, fusion=fusion, heads=heads)
@@ -82,7 +84,9 @@ class BatchStatistics(Sound, name="test_batch_statistics"):
         return self.out(x - x.mean(0)).squeeze(1) if len(x) > 1 else self.out(x).squeeze(1)
 
 class NanForNewcomers(Sound, name="test_nan"):
-    def forward(self, batch): return super().forward(batch) + (batch.history.sum((1, 2))*0 + 1)*batch.present.sum(1)/batch.present.sum(1)*0
+    def forward(self, batch):
+        return super().forward(batch) + (batch.history.sum((1, 2))*0 + 1)*batch.present.sum(
+            1)/batch.present.sum(1)*0
 
 class Deaf(Sound, name="test_deaf"):
     def forward(self, batch): return super().forward(batch).relu()*0
@@ -109,10 +113,13 @@ class Forgetful(Sound, name="test_forgetful"):
 
 class LooksInside(Sound, name="test_looks"):
     "A choice by value in Python cannot be traced."
-    def forward(self, batch): return super().forward(batch) if batch.scenario.float().mean().item() > -1 else super().forward(batch)*2
+    def forward(self, batch):
+        return super().forward(batch) if batch.scenario.float().mean().item() > -1 else super().forward(
+            batch)*2
 
 class SigmoidFirst(Sound, name="test_sigmoid_first"):
-    def forward(self, batch): return torch.sigmoid(self.out(self.embed(batch.fields).flatten(1))).clamp(1e-6, 1 - 1e-6).squeeze(1)
+    def forward(self, batch):
+        return torch.sigmoid(self.out(self.embed(batch.fields).flatten(1))).clamp(1e-6, 1 - 1e-6).squeeze(1)
 
 class Peek(Sound, name="test_peek"):
     def forward(self, batch): return super().forward(batch) + (batch.label if "label" in batch.rows else 0)
@@ -125,7 +132,8 @@ class OtherExplanation(Sound, name="test_other"):
 
 def test_a_sound_model_passes(rows):
     made = contract.check_recommender(Sound, *rows, width=4)
-    assert {"learns rows by heart", "resumes to the bit", "is the same when loaded in a fresh process", "goes through torch export"} <= set(made)
+    assert {"learns rows by heart", "resumes to the bit", "is the same when loaded in a fresh process",
+            "goes through torch export"} <= set(made)
 
 
 @pytest.mark.parametrize("kind, says", [
@@ -144,15 +152,20 @@ def test_a_sound_model_passes(rows):
     (LooksInside, "goes through torch export"),
     (OtherExplanation, "explain gives other log-odds")])
 def test_a_broken_promise_is_named(kind, says, rows):
-    with pytest.raises(AssertionError, match=f"(?s)^{kind.__name__}: .*({says})"): contract.check_recommender(kind, *rows)
+    with pytest.raises(AssertionError, match=f"(?s)^{kind.__name__}: .*({says})"):
+        contract.check_recommender(kind, *rows)
 
 
 def test_what_is_not_a_model_or_not_enough(rows):
     spec, batch = rows
-    with pytest.raises(AssertionError, match="is not a subclass of Recommender"): contract.check_recommender(nn.Linear, spec, batch)
-    with pytest.raises(AssertionError, match="needs 64 rows or more, got 10"): contract.check_recommender(Sound, spec, batch[:10])
-    with pytest.raises(ValueError, match="there is no check 'speed'"): contract.check_recommender(Sound, spec, batch, skip=("speed",))
-    assert "learns rows by heart" not in contract.check_recommender(Sound, spec, batch, skip=("learns rows by heart", "goes through torch export"))
+    with pytest.raises(AssertionError, match="is not a subclass of Recommender"):
+        contract.check_recommender(nn.Linear, spec, batch)
+    with pytest.raises(AssertionError, match="needs 64 rows or more, got 10"):
+        contract.check_recommender(Sound, spec, batch[:10])
+    with pytest.raises(ValueError, match="there is no check 'speed'"):
+        contract.check_recommender(Sound, spec, batch, skip=("speed",))
+    assert "learns rows by heart" not in contract.check_recommender(Sound, spec, batch,
+        skip=("learns rows by heart", "goes through torch export"))
 
 
 def test_the_registry_knows_all_that_is_checked():

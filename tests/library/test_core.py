@@ -68,7 +68,8 @@ def test_a_shape_that_fits_and_one_that_does_not(shape, data):
     names = [f"n{i}" for i in range(len(shape))]
     x = np.zeros(shape)
     assert core.check_shape(x, " ".join(names)) == dict(zip(names, shape))
-    with pytest.raises(ValueError, match=f"expected {len(shape) + 1} axes"): core.check_shape(x, " ".join([*names, "more"]))
+    with pytest.raises(ValueError, match=f"expected {len(shape) + 1} axes"):
+        core.check_shape(x, " ".join([*names, "more"]))
     if shape:
         i = data.draw(st.integers(0, len(shape) - 1))
         with pytest.raises(ValueError, match=f"axis 'n{i}': expected {shape[i] + 1}, got {shape[i]}"):
@@ -84,7 +85,8 @@ def test_a_name_twice_is_one_size():
 
 
 @pytest.mark.formula("1.1")
-@pytest.mark.parametrize("dtype, digits", [(torch.float32, 24), (torch.float64, 53), (torch.bfloat16, 8), (torch.float16, 11)])
+@pytest.mark.parametrize("dtype, digits", [(torch.float32, 24), (torch.float64, 53), (torch.bfloat16, 8),
+                                           (torch.float16, 11)])
 def test_bound_in_exact_fractions(dtype, digits):
     x = torch.tensor([.5, -.25, 3., 1., -7.], dtype=dtype)
     half_gap = Fraction(1, 2**digits)
@@ -99,13 +101,15 @@ def test_no_sum_is_further_off_than_the_bound(terms):
     for v in x.numpy(): running = np.float32(running + v)
     exact = sum(map(Fraction, x.tolist()))
     # The bound keeps terms of first order: a hair more is allowed for the rest.
-    assert abs(Fraction(float(running)) - exact) <= Fraction(core.sum_error_bound(x))*Fraction(1001, 1000) + Fraction(1, 2**140)
+    assert abs(Fraction(float(running)) - exact) <= Fraction(core.sum_error_bound(x))*Fraction(1001,
+        1000) + Fraction(1, 2**140)
 
 
 def test_bound_of_few_terms():
     assert core.sum_error_bound(torch.zeros(0)) == 0 and core.sum_error_bound(torch.ones(1)) == 0
     with pytest.raises(ValueError, match="expected 1 axes"): core.sum_error_bound(torch.ones(2, 2))
-    with pytest.raises(TypeError, match="floating point"): core.sum_error_bound(torch.ones(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="floating point"):
+        core.sum_error_bound(torch.ones(2, dtype=torch.int64))
 
 
 def test_a_missing_extra_says_how_to_get_it():

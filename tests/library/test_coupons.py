@@ -46,7 +46,8 @@ def test_made_up_survey_has_the_form_of_the_file(survey, tmp_path):
     read = logs.load_coupons(tmp_path)
     assert set(read) == set(survey)
     pd.testing.assert_frame_equal(read[survey.columns.drop("respondent")], survey.drop(columns="respondent"))
-    assert (survey.groupby("respondent")[list(coupons.PERSON) + list(coupons.VENUES.values())].nunique(dropna=False) == 1).all(axis=None)
+    assert (survey.groupby("respondent")[list(coupons.PERSON) + list(coupons.VENUES.values())].nunique(
+        dropna=False) == 1).all(axis=None)
 
 
 def test_made_up_survey_repeats_and_its_dial_works():
@@ -68,7 +69,8 @@ def test_visits_against_a_loop(survey):
     table = {"never": 0, "less1": .5, "1~3": 2, "4~8": 6, "gt8": 10}
     got = coupons.visits(survey)
     for i, (_, row) in enumerate(survey.head(100).iterrows()):
-        for k, column in enumerate(("CoffeeHouse", "RestaurantLessThan20", "CarryAway", "Bar", "Restaurant20To50")):
+        for k, column in enumerate(("CoffeeHouse", "RestaurantLessThan20", "CarryAway", "Bar",
+                                    "Restaurant20To50")):
             if isinstance(row[column], str): assert got[i, k] == table[row[column]]
             else: assert np.isnan(got[i, k])
 
@@ -76,13 +78,15 @@ def test_visits_against_a_loop(survey):
 def test_visits_names_what_is_wrong(survey):
     with pytest.raises(ValueError, match="column 'Bar', row 2: answer 'often' is unknown"):
         coupons.visits(survey.head(4).assign(Bar=["never", None, "often", "gt8"]))
-    with pytest.raises(ValueError, match="column 'CarryAway' is not there"): coupons.visits(survey.drop(columns="CarryAway"))
+    with pytest.raises(ValueError, match="column 'CarryAway' is not there"):
+        coupons.visits(survey.drop(columns="CarryAway"))
 
 
 @formula("11.1")
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=10))
 def test_visit_scale(v):
-    np.testing.assert_allclose(coupons.visit_scale(np.array(v)), [math.log(1 + x) for x in v], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(coupons.visit_scale(np.array(v)), [math.log(1 + x) for x in v], rtol=1e-9,
+                               atol=1e-12)
 
 
 def test_visit_scale_edges():
@@ -98,7 +102,8 @@ def test_venue_histories():
     assert x.shape == (40, 5, 11) and x.dtype == np.float32
     for i in range(40):
         for s in range(5):
-            here = [float(v[i, s] == b) for b in grid[:5]] + [0. if math.isnan(v[i, s]) else math.log(1 + v[i, s])] + [float(s == r) for r in range(5)]
+            here = [float(v[i, s] == b) for b in grid[:5]] + [0. if math.isnan(v[i, s])
+                else math.log(1 + v[i, s])] + [float(s == r) for r in range(5)]
             np.testing.assert_allclose(x[i, s], here, atol=1e-6)
             assert known[i, s] == (not math.isnan(v[i, s]))
     with pytest.raises(ValueError, match="axis 'S'"): coupons.venue_histories(v[:, :4])
@@ -116,7 +121,8 @@ def test_visits_to_target():
 
 def test_visits_to_target_refuses():
     for kind in (-1, 5):
-        with pytest.raises(ValueError, match="from 0 to 4"): coupons.visits_to_target(np.zeros((2, 5)), [0, kind])
+        with pytest.raises(ValueError, match="from 0 to 4"):
+            coupons.visits_to_target(np.zeros((2, 5)), [0, kind])
     with pytest.raises(ValueError, match="axis 'n'"): coupons.visits_to_target(np.zeros((2, 5)), [0])
     with pytest.raises(ValueError, match="axis 'S'"): coupons.visits_to_target(np.zeros((2, 4)), [0, 1])
     assert coupons.visits_to_target(np.zeros((0, 5)), np.zeros(0, int)).shape == (0, 2)
@@ -127,7 +133,8 @@ def test_visits_to_target_refuses():
 def test_encoder_against_loops(survey, parts):
     encoder = coupons.CouponEncoder(target_visits=True, all_visits=True).fit(parts[0])
     spec, batch = encoder.spec, encoder.transform(parts[2])
-    assert spec.scenarios == tuple(KINDS) and tuple(spec.fields) == (*coupons.PERSON, *coupons.CONTEXT, "coupon")
+    assert spec.scenarios == tuple(KINDS) and tuple(spec.fields) == (*coupons.PERSON, *coupons.CONTEXT,
+        "coupon")
     assert len(spec.dense) == batch.dense.shape[1] == 12 and spec.item_dense == spec.dense[:2]
     words = {c: {} for c in spec.fields}
     for c in spec.fields: # ids back to words: each word one id, unseen or missing 0
@@ -155,7 +162,8 @@ def test_encoder_stores_each_pattern_once_and_needs_no_labels(survey):
     assert len(batch.history_table) == len(survey[list(coupons.VENUES.values())].drop_duplicates())
     blind = encoder.transform(survey.drop(columns="Y"))
     assert "label" not in blind.rows and set(blind.rows) == set(batch.rows) - {"label"}
-    for name in (*blind.rows, *blind.tables): assert torch.equal(getattr(blind, name), getattr(batch, name)), name
+    for name in (*blind.rows, *blind.tables):
+        assert torch.equal(getattr(blind, name), getattr(batch, name)), name
     core.set_seed(0)
     net = model.InterestModel(encoder.spec, "attention")
     assert torch.equal(train.predict(net, blind), train.predict(net, batch))
@@ -192,8 +200,10 @@ def test_kinds_of_venue_keep_their_order_whatever_the_training_rows_hold(survey)
 def test_histories_follow_the_scenarios_of_any_preprocessor(survey):
     "The part alone, among parts of others, where the scenarios are sorted."
     rows = survey.assign(moment=0)
-    schema = preprocess.Schema(user="respondent", item="expiration", scenario="coupon", time="moment", label="Y", categorical=(), numeric=(), item_columns=())
-    own = preprocess.Preprocessor(schema, (preprocess.Categories(), preprocess.Labels(), coupons.VenueHistories())).fit(rows)
+    schema = preprocess.Schema(user="respondent", item="expiration", scenario="coupon", time="moment",
+                               label="Y", categorical=(), numeric=(), item_columns=())
+    own = preprocess.Preprocessor(schema, (preprocess.Categories(), preprocess.Labels(),
+                                           coupons.VenueHistories())).fit(rows)
     assert own.spec.scenarios == tuple(sorted(KINDS)) != tuple(KINDS)
     x, known = coupons.venue_histories(coupons.visits(rows))
     order, batch = [KINDS.index(kind) for kind in own.spec.scenarios], own.transform(rows)
@@ -211,10 +221,13 @@ def test_destination_has_no_histories(survey):
 
 
 def test_encoder_refuses(survey):
-    with pytest.raises(ValueError, match="CouponEncoder is not fitted"): coupons.CouponEncoder().transform(survey)
+    with pytest.raises(ValueError, match="CouponEncoder is not fitted"):
+        coupons.CouponEncoder().transform(survey)
     for column in ("age", "coupon", "weather", "Bar", "Y"):
-        with pytest.raises(ValueError, match=f"column '{column}' is not there"): coupons.CouponEncoder().fit(survey.drop(columns=column))
-    with pytest.raises(ValueError, match="column 'mood' is not there"): coupons.CouponEncoder("mood").fit(survey)
+        with pytest.raises(ValueError, match=f"column '{column}' is not there"):
+            coupons.CouponEncoder().fit(survey.drop(columns=column))
+    with pytest.raises(ValueError, match="column 'mood' is not there"):
+        coupons.CouponEncoder("mood").fit(survey)
     with pytest.raises(ValueError, match="every label is 1"): coupons.CouponEncoder().fit(survey.assign(Y=1))
     with pytest.raises(ValueError, match="column 'Bar', row 0: answer 'daily' is unknown"):
         coupons.CouponEncoder().fit(survey).transform(survey.assign(Bar="daily"))
@@ -222,14 +235,16 @@ def test_encoder_refuses(survey):
         coupons.CouponEncoder("destination").fit(survey).transform(survey.assign(destination="Moon"))
 
 
-@pytest.mark.parametrize("options", [{}, dict(all_visits=True), dict(scenario="destination", target_visits=True)], ids=str)
+@pytest.mark.parametrize("options",
+    [{}, dict(all_visits=True), dict(scenario="destination", target_visits=True)], ids=str)
 def test_encoder_refuses_an_unknown_kind(survey, options):
     "A kind that nobody asked about has no venue to look up."
     encoder, third = coupons.CouponEncoder(**options).fit(survey), survey.copy()
     third.loc[2, "coupon"] = "Cinema"
     says = "column 'coupon', row 2: 'Cinema' is unknown; expected one of Coffee House, "
     with pytest.raises(ValueError, match=says): encoder.transform(third)
-    with pytest.raises(ValueError, match="column 'time' is not there"): encoder.transform(survey.drop(columns="time"))
+    with pytest.raises(ValueError, match="column 'time' is not there"):
+        encoder.transform(survey.drop(columns="time"))
     if "scenario" not in options:
         with pytest.raises(ValueError, match=says): coupons.CouponEncoder(**options).fit(third)
 
@@ -266,7 +281,8 @@ def test_what_is_kept_tells_nothing_of_a_person(survey, tmp_path):
     held = coupons.CouponEncoder.load(tmp_path)
     assert sorted(held.items.coupon) == sorted(KINDS) and list(held.items) == ["coupon", "expiration"]
     assert not hasattr(held, "users") and not hasattr(held, "log")
-    assert not any(isinstance(x, pd.DataFrame) and x is not held.items for part in (held, *held.parts) for x in vars(part).values())
+    assert not any(isinstance(x, pd.DataFrame) and x is not held.items for part in (held, *held.parts)
+                   for x in vars(part).values())
 
 
 def test_encoders_of_different_people_have_different_specs(survey):
@@ -274,7 +290,8 @@ def test_encoders_of_different_people_have_different_specs(survey):
     assert one.spec.fields == other.spec.fields # nothing else tells them apart
     assert one.spec.prep != other.spec.prep and one.spec != other.spec
     assert one.spec == coupons.CouponEncoder().fit(coupons.split_respondents(survey, 0)[0]).spec
-    switched = [coupons.CouponEncoder(**o).fit(survey).spec.prep for o in ({}, dict(target_visits=True), dict(all_visits=True), dict(scenario="time"))]
+    switched = [coupons.CouponEncoder(**o).fit(survey).spec.prep for o in ({}, dict(target_visits=True),
+        dict(all_visits=True), dict(scenario="time"))]
     assert len(set(switched)) == 4
 
 
@@ -286,17 +303,21 @@ def test_a_model_goes_with_its_encoder(survey, parts, tmp_path):
     encoder.save(tmp_path)
     net_again, encoder_again = model.Recommender.load(tmp_path), coupons.CouponEncoder.load(tmp_path)
     assert net_again.spec == encoder_again.spec
-    assert torch.equal(train.predict(net_again, encoder_again.transform(parts[2])), train.predict(net, encoder.transform(parts[2])))
+    assert torch.equal(train.predict(net_again, encoder_again.transform(parts[2])),
+                       train.predict(net, encoder.transform(parts[2])))
 
 
 def test_only_its_own_class_reads_it(survey, tmp_path):
     coupons.CouponEncoder().fit(survey).save(tmp_path/"coupons")
     with pytest.raises(ValueError, match="preprocess.json"): preprocess.Preprocessor.load(tmp_path/"coupons")
-    plain = preprocess.Schema(user="respondent", item="coupon", scenario="destination", time="moment", label="Y", categorical=(), numeric=(), item_columns=())
-    preprocess.Preprocessor(plain, (preprocess.Categories(), preprocess.Labels())).fit(survey.assign(moment=0)).save(tmp_path/"plain")
+    plain = preprocess.Schema(user="respondent", item="coupon", scenario="destination", time="moment",
+                              label="Y", categorical=(), numeric=(), item_columns=())
+    preprocess.Preprocessor(plain, (preprocess.Categories(), preprocess.Labels())).fit(
+        survey.assign(moment=0)).save(tmp_path/"plain")
     with pytest.raises(ValueError, match="preprocess"): coupons.CouponEncoder.load(tmp_path/"plain")
     with pytest.raises(ValueError, match="not fitted"): coupons.CouponEncoder().save(tmp_path/"nothing")
-    with pytest.raises(FileNotFoundError, match="preprocess.json"): coupons.CouponEncoder.load(tmp_path/"nothing")
+    with pytest.raises(FileNotFoundError, match="preprocess.json"):
+        coupons.CouponEncoder.load(tmp_path/"nothing")
 
 
 def test_split_keeps_people_together(survey):
@@ -313,26 +334,32 @@ def test_split_keeps_people_together(survey):
 # One number for each model
 
 @formula("11.4")
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.sampled_from("abc")), min_size=8, max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.sampled_from("abc")), min_size=8,
+                max_size=60))
 def test_macro_auc(rows):
     y, score, kind = (np.array(c) for c in zip(*rows))
     assume(all(len(set(y[kind == k])) == 2 for k in set(kind)))
     ours = coupons.macro_auc(y, score, kind)
-    assert ours == pytest.approx(np.mean([roc_auc_score(y[kind == k], score[kind == k]) for k in sorted(set(kind))]), abs=1e-9)
+    assert ours == pytest.approx(
+        np.mean([roc_auc_score(y[kind == k], score[kind == k]) for k in sorted(set(kind))]), abs=1e-9)
 
 
 def test_macro_auc_refuses():
-    with pytest.raises(ValueError, match="scenario 'b' holds one class only"): coupons.macro_auc([0, 1, 1], [.1, .2, .3], ["a", "a", "b"])
+    with pytest.raises(ValueError, match="scenario 'b' holds one class only"):
+        coupons.macro_auc([0, 1, 1], [.1, .2, .3], ["a", "a", "b"])
     with pytest.raises(ValueError, match="axis 'n'"): coupons.macro_auc([0, 1], [.1, .2, .3], ["a", "a"])
     with pytest.raises(ValueError, match="each with a scenario"): coupons.macro_auc([], [], [])
-    with pytest.raises(ValueError, match="each with a scenario"): coupons.macro_auc([0, 1], [.1, .2], ["a", None])
+    with pytest.raises(ValueError, match="each with a scenario"):
+        coupons.macro_auc([0, 1], [.1, .2], ["a", None])
 
 
 @formula("11.5")
-@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.floats(0.01, .99), min_size=n, max_size=n), min_size=1, max_size=4)))
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.floats(0.01, .99), min_size=n, max_size=n),
+                                                    min_size=1, max_size=4)))
 def test_average_probability(votes):
     got = coupons.average_probability([np.array(v) for v in votes])
-    np.testing.assert_allclose(got, [math.fsum(v[i] for v in votes)/len(votes) for i in range(len(votes[0]))], rtol=1e-9)
+    np.testing.assert_allclose(got, [math.fsum(v[i] for v in votes)/len(votes) for i in range(len(votes[0]))],
+                               rtol=1e-9)
     for label in (0, 1): # the vote loses no more than the models on average
         loss = lambda p: -np.log(p if label else 1 - p)
         assert (loss(got) <= np.mean([loss(np.array(v)) for v in votes], axis=0) + 1e-12).all()
@@ -340,7 +367,8 @@ def test_average_probability(votes):
 
 def test_average_probability_refuses():
     with pytest.raises(ValueError, match="at least one"): coupons.average_probability([])
-    with pytest.raises(ValueError, match="different rows"): coupons.average_probability([np.zeros(2), np.zeros(3)])
+    with pytest.raises(ValueError, match="different rows"):
+        coupons.average_probability([np.zeros(2), np.zeros(3)])
 
 
 # The candidates
@@ -349,10 +377,12 @@ def test_logistic_regression_against_a_pipeline(parts):
     spec, *batches = encoded(parts, all_visits=True)
     ours = coupons.predict_candidate(coupons.CANDIDATES["logistic regression"], spec, *batches)
     words = [*coupons.PERSON, *coupons.CONTEXT, "coupon"]
-    frames = [p[words].fillna("?").astype(str).join(pd.DataFrame(b.dense.numpy(), p.index).add_prefix("v")) for p, b in zip(parts, batches)]
+    frames = [p[words].fillna("?").astype(str).join(pd.DataFrame(b.dense.numpy(), p.index).add_prefix("v"))
+              for p, b in zip(parts, batches)]
     best = None
     for C in (.003, .01, .03, .1, 1.):
-        pipe = make_pipeline(ColumnTransformer([("words", OneHotEncoder(handle_unknown="ignore"), words)], remainder="passthrough"),
+        pipe = make_pipeline(ColumnTransformer([("words", OneHotEncoder(handle_unknown="ignore"), words)],
+                                               remainder="passthrough"),
                              LogisticRegression(C=C, max_iter=2000)).fit(frames[0], parts[0].Y)
         prob = [pipe.predict_proba(f)[:, 1] for f in frames[1:]]
         if best is None or log_loss(parts[1].Y, prob[0]) < best[0]: best = log_loss(parts[1].Y, prob[0]), prob
@@ -366,15 +396,19 @@ def test_trees_per_kind_against_one_kind_by_hand(parts):
     x, y = [], []
     for b in batches:
         rows = b.scenario == s
-        x.append(np.concatenate([(b.fields - torch.tensor(spec.offsets)).numpy(), b.dense.numpy()], 1)[rows.numpy()])
+        x.append(np.concatenate([(b.fields - torch.tensor(spec.offsets)).numpy(), b.dense.numpy()],
+                                1)[rows.numpy()])
         y.append(b.label[rows].numpy())
-    trees = HistGradientBoostingClassifier(learning_rate=.1, max_iter=120, max_leaf_nodes=8, categorical_features=list(range(18)),
+    trees = HistGradientBoostingClassifier(learning_rate=.1, max_iter=120, max_leaf_nodes=8,
+                                           categorical_features=list(range(18)),
                                            early_stopping=False, random_state=0).fit(x[0], y[0])
     loss = [log_loss(y[1], p[:, 1]) for p in trees.staged_predict_proba(x[1])]
-    again = HistGradientBoostingClassifier(learning_rate=.1, max_iter=int(np.argmin(loss)) + 1, max_leaf_nodes=8, categorical_features=list(range(18)),
+    again = HistGradientBoostingClassifier(learning_rate=.1, max_iter=int(np.argmin(loss)) + 1,
+                                           max_leaf_nodes=8, categorical_features=list(range(18)),
                                            early_stopping=False, random_state=0).fit(x[0], y[0])
     for part, k in ((ours[0], 1), (ours[1], 2)):
-        np.testing.assert_allclose(part[(batches[k].scenario == s).numpy()], again.predict_proba(x[k])[:, 1], atol=1e-9)
+        np.testing.assert_allclose(part[(batches[k].scenario == s).numpy()], again.predict_proba(x[k])[:, 1],
+                                   atol=1e-9)
 
 
 def test_networks_vote(parts):
@@ -387,7 +421,8 @@ def test_networks_vote(parts):
 
 def test_candidates_are_what_their_names_say():
     assert {c.method for c in coupons.CANDIDATES.values()} == {"network", "logistic", "trees"}
-    ours = [name for name, kind in fusion.FUSIONS.items() if kind.__module__.startswith("multiscene_rec.")] # not those of other tests
+    # not those of other tests
+    ours = [name for name, kind in fusion.FUSIONS.items() if kind.__module__.startswith("multiscene_rec.")]
     assert {c.fusion for c in coupons.CANDIDATES.values()} == {"none", *ours}
     assert set(coupons.FUSED) == {f"{f}{t}" for f in ours for t in ("", ", per scenario")}
     for name, c in coupons.CANDIDATES.items():
@@ -409,10 +444,13 @@ def test_run_split(survey, parts):
 
 
 def test_run_split_refuses(survey, parts):
-    with pytest.raises(ValueError, match="candidate 'oracle' is unknown"): coupons.run_split(survey, 0, ("oracle",))
+    with pytest.raises(ValueError, match="candidate 'oracle' is unknown"):
+        coupons.run_split(survey, 0, ("oracle",))
     spec, *batches = encoded(parts)
-    with pytest.raises(ValueError, match="method 'magic' is unknown"): coupons.predict_candidate(coupons.Candidate("magic"), spec, *batches)
-    with pytest.raises(ValueError, match="fusion 'magic'"): coupons.predict_candidate(coupons.Candidate(fusion="magic"), spec, *batches)
+    with pytest.raises(ValueError, match="method 'magic' is unknown"):
+        coupons.predict_candidate(coupons.Candidate("magic"), spec, *batches)
+    with pytest.raises(ValueError, match="fusion 'magic'"):
+        coupons.predict_candidate(coupons.Candidate(fusion="magic"), spec, *batches)
 
 
 def test_without_scikit_learn_the_extra_is_named(parts, monkeypatch):
@@ -420,7 +458,8 @@ def test_without_scikit_learn_the_extra_is_named(parts, monkeypatch):
     def missing(name, *_): raise ImportError(name)
     monkeypatch.setattr(core.importlib, "import_module", missing)
     for name in ("logistic regression", "trees"):
-        with pytest.raises(ImportError, match=r"multiscene_rec\[compare\]"): coupons.predict_candidate(coupons.CANDIDATES[name], spec, *batches)
+        with pytest.raises(ImportError, match=r"multiscene_rec\[compare\]"):
+            coupons.predict_candidate(coupons.CANDIDATES[name], spec, *batches)
     with pytest.raises(ImportError, match=r"multiscene_rec\[compare\]"): coupons.t_interval([.1, .2], 2, 7)
 
 
@@ -429,14 +468,17 @@ def test_without_scikit_learn_the_extra_is_named(parts, monkeypatch):
 @formula("11.6")
 def test_choose_on_validation():
     r = np.random.default_rng(0)
-    results = pd.DataFrame([dict(split=s, model=m, valid=r.random(), test=r.random()) for s in range(6) for m in "abcd"])
+    results = pd.DataFrame([dict(split=s, model=m, valid=r.random(), test=r.random()) for s in range(6)
+                            for m in "abcd"])
     for among in (None, ["b", "d"]):
         got = coupons.choose_on_validation(results, among)
         for s in range(6):
-            rows = [row for row in results.itertuples() if row.split == s and (among is None or row.model in among)]
+            rows = [row for row in results.itertuples() if row.split == s
+                    and (among is None or row.model in among)]
             best = max(rows, key=lambda row: row.valid)
             line = got[np.isclose(got.split, s)].iloc[0]
-            assert (line.model, pytest.approx(best.valid, abs=1e-9), pytest.approx(best.test, abs=1e-9)) == (best.model, line.valid, line.test)
+            assert (line.model, pytest.approx(best.valid, abs=1e-9), pytest.approx(best.test, abs=1e-9)) == (
+                best.model, line.valid, line.test)
 
 
 def test_choose_on_validation_edges():
@@ -454,7 +496,8 @@ def test_corrected_se(d, n_test, n_train):
     J, mean = len(d), math.fsum(d)/len(d)
     s2 = math.fsum((x - mean)**2 for x in d)/(J - 1)
     rho = n_test/(n_test + n_train) # the derivation's way: S² (1/J + ρ/(1 − ρ))
-    assert coupons.corrected_se(d, n_test, n_train) == pytest.approx(math.sqrt(s2*(1/J + rho/(1 - rho))), rel=1e-6, abs=1e-7)
+    assert coupons.corrected_se(d, n_test, n_train) == pytest.approx(math.sqrt(s2*(1/J + rho/(1 - rho))),
+        rel=1e-6, abs=1e-7)
 
 
 def test_corrected_se_is_the_spread_of_correlated_means():
@@ -492,7 +535,8 @@ def test_intervals_refuse():
 
 def test_paired_table():
     r = np.random.default_rng(0)
-    results = pd.DataFrame([dict(split=s, model=m, valid=0., test=r.random()) for s in range(5) for m in ("z", "base", "a")])
+    results = pd.DataFrame([dict(split=s, model=m, valid=0., test=r.random()) for s in range(5)
+                            for m in ("z", "base", "a")])
     got = coupons.paired_table(results, "base", 113, 397)
     assert got.index.tolist() == ["z", "a"] # in the order in which they came
     for m in ("z", "a"):
@@ -501,8 +545,10 @@ def test_paired_table():
         assert line.auc == pytest.approx(pick(m).mean()) and line.wins == (d > 0).sum()
         assert (line.difference, line.low, line.high) == pytest.approx(coupons.t_interval(d, 113, 397))
         assert line.naive_se == pytest.approx(scipy.stats.sem(d)) and line.corrected_se > line.naive_se
-    with pytest.raises(ValueError, match="baseline 'none' is not among"): coupons.paired_table(results, "none")
-    with pytest.raises(ValueError, match="model 'a' lacks a split"): coupons.paired_table(results.drop(index=2), "base")
+    with pytest.raises(ValueError, match="baseline 'none' is not among"):
+        coupons.paired_table(results, "none")
+    with pytest.raises(ValueError, match="model 'a' lacks a split"):
+        coupons.paired_table(results.drop(index=2), "base")
 
 
 # Lists
@@ -511,7 +557,8 @@ def test_context_lists(survey, parts):
     encoder = coupons.CouponEncoder(target_visits=True).fit(parts[0])
     core.set_seed(0)
     net = model.InterestModel(encoder.spec, "attention", heads="per_scenario")
-    contexts = {"early": {"time": "7AM", "destination": "Work"}, "late": {"time": "10PM", "passanger": "Friend(s)"}}
+    contexts = {"early": {"time": "7AM", "destination": "Work"},
+                "late": {"time": "10PM", "passanger": "Friend(s)"}}
     who = int(parts[2].respondent.iloc[0])
     got = coupons.context_lists(net, encoder, parts[2], who, contexts)
     assert got.columns.tolist() == ["context", "rank", "coupon", "score"] and len(got) == 10
@@ -523,13 +570,16 @@ def test_context_lists(survey, parts):
         for line in here.itertuples():
             row = first.assign(coupon=line.coupon, **values)
             assert line.score == pytest.approx(torch.sigmoid(net(encoder.transform(row))).item(), abs=1e-6)
-    with pytest.raises(ValueError, match="respondent -1 is not in the frame"): coupons.context_lists(net, encoder, survey, -1, contexts)
-    with pytest.raises(ValueError, match="column 'hour' is not there"): coupons.context_lists(net, encoder, survey, who, {"noon": {"hour": 12}})
+    with pytest.raises(ValueError, match="respondent -1 is not in the frame"):
+        coupons.context_lists(net, encoder, survey, -1, contexts)
+    with pytest.raises(ValueError, match="column 'hour' is not there"):
+        coupons.context_lists(net, encoder, survey, who, {"noon": {"hour": 12}})
 
 
 def test_compare_of_training_takes_what_the_encoder_makes(parts):
     spec, *batches = encoded(parts)
-    models, quick = train.interest_models(spec, ("own", "attention")), dict(epochs=1, device="cpu", callbacks=())
+    models, quick = train.interest_models(spec, ("own", "attention")), dict(epochs=1, device="cpu",
+        callbacks=())
     found = train.compare(models, *batches, parts[2].respondent.to_numpy(), **quick)
     assert set(found.frame.scenario) == {*KINDS, "macro", "all"}
     weights = train.attention_map(found.models["attention"], batches[0])
@@ -540,7 +590,8 @@ def test_a_gain_is_found_where_there_is_one_and_only_there():
     names = ("shared", "shared + target", "own")
     for pull, low, high in ((2., .08, .5), (0., -.15, .05)): # inputs that say nothing cost a little
         world = coupons.made_up_coupons(300, 10, pull=pull, seed=5)
-        mean = pd.concat([coupons.run_split(world, s, names, seeds=(0,)) for s in range(2)]).groupby("model").test.mean()
+        mean = pd.concat([coupons.run_split(world, s, names, seeds=(0,)) for s in range(2)]).groupby(
+            "model").test.mean()
         for name in names[1:]: assert low < mean[name] - mean["shared"] < high, (pull, mean)
 
 
@@ -548,13 +599,19 @@ def test_a_gain_is_found_where_there_is_one_and_only_there():
 
 def test_the_closing_table_as_data_is_the_printed_one():
     cells = notebooks.read(notebooks.NBS/"11_coupons.ipynb")["cells"]
-    shown = next("".join(c["outputs"][0]["text"]) for c in cells if "choose_on_validation(results, FUSED)" in c["source"])
-    printed = {m[1]: [float(x) for x in m[2].split()] for m in re.finditer(r"^(\S.*?)  +(-?\d.*)$", shown, flags=re.M)}
+    shown = next("".join(c["outputs"][0]["text"]) for c in cells
+                 if "choose_on_validation(results, FUSED)" in c["source"])
+    printed = {m[1]: [float(x) for x in m[2].split()] for m in re.finditer(r"^(\S.*?)  +(-?\d.*)$", shown,
+        flags=re.M)}
     kept = pd.read_csv(notebooks.NBS/"course"/"results"/"coupons.csv").set_index("model")
-    assert kept.index.tolist() == ["logistic regression", *printed] and {*printed} == {*coupons.CANDIDATES, "chosen on validation"} - {"logistic regression"}
-    assert list(kept) == ["auc", "sd", "difference", "naive_se", "corrected_se", "low", "high", "wins", "splits", "commit", "hardware", "date"]
+    assert kept.index.tolist() == ["logistic regression", *printed] and {*printed} == {*coupons.CANDIDATES,
+        "chosen on validation"} - {"logistic regression"}
+    assert list(kept) == ["auc", "sd", "difference", "naive_se", "corrected_se", "low", "high", "wins",
+                          "splits", "commit", "hardware", "date"]
     assert (kept.splits == 10).all() and kept.notna().all(axis=None)
-    for name, numbers in printed.items(): assert kept.loc[name].drop(["sd", "splits", "commit", "hardware", "date"]).tolist() == pytest.approx(numbers, abs=6e-4)
+    for name, numbers in printed.items():
+        assert kept.loc[name].drop(["sd", "splits", "commit", "hardware", "date"]).tolist() == pytest.approx(
+            numbers, abs=6e-4)
     first = kept.loc["logistic regression"] # differences are from this one
     assert not first[["difference", "naive_se", "corrected_se", "low", "high", "wins"]].any()
     np.testing.assert_allclose(kept.auc - first.auc, kept.difference, atol=2e-6)
@@ -572,16 +629,20 @@ def test_real_survey_is_split_by_person():
 @pytest.mark.coupons
 def test_gate_light():
     frame = logs.load_coupons()
-    mean = pd.concat([coupons.run_split(frame, s, ("logistic regression", "own, per scenario"), seeds=(0,)) for s in range(2)]).groupby("model").test.mean()
-    assert mean["own, per scenario"] >= .69 and mean["own, per scenario"] >= mean["logistic regression"] + .02, mean
+    mean = pd.concat([coupons.run_split(frame, s, ("logistic regression", "own, per scenario"), seeds=(0,))
+                      for s in range(2)]).groupby("model").test.mean()
+    assert mean["own, per scenario"] >= .69 and mean["own, per scenario"] >= mean[
+        "logistic regression"] + .02, mean
 
 
 @pytest.mark.coupons
 @pytest.mark.slow
 def test_gate():
-    "Over ten splits the fusion chosen on validation reaches .70 macro AUC and is .03 above logistic regression."
+    """Over ten splits the fusion chosen on validation reaches .70 macro AUC and is .03 above logistic
+    regression."""
     frame = logs.load_coupons()
-    results = pd.concat([coupons.run_split(frame, s, ("logistic regression", *coupons.FUSED), seeds=(0,)) for s in range(10)])
+    results = pd.concat([coupons.run_split(frame, s, ("logistic regression", *coupons.FUSED), seeds=(0,))
+                         for s in range(10)])
     chosen = coupons.choose_on_validation(results, coupons.FUSED).test.mean()
     logistic = results[results.model == "logistic regression"].test.mean()
     assert chosen >= .70 and chosen >= logistic + .03, (chosen, logistic)

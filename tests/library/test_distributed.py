@@ -1,6 +1,8 @@
-"""Two processes that train together, started by PyTorch's own launcher: the same numbers as one, one writer, one end.
+"""Two processes that train together, started by PyTorch's own launcher: the same numbers as one, one writer,
+one end.
 
-The file is its own child: `torchrun ... tests/library/test_distributed.py FOLDER EPOCHS RESUME DIES` trains in each process and leaves
+The file is its own child: `torchrun ... tests/library/test_distributed.py FOLDER EPOCHS RESUME DIES` trains
+in each process and leaves
 what it found in FOLDER.
 """
 import json
@@ -57,7 +59,8 @@ def go(folder, epochs, batch_size, resume=False, dies=-1):
     m = model.InterestModel(spec, widths=(16, 8), hidden=(16,), d_embed=4).double()
     beside, kept = Beside(dies), train.Checkpoint(folder/"run", resume=resume)
     callbacks = train.FiniteCheck(), train.KeepBest(), train.Progress(), beside, kept
-    log = train.fit(m, rows, valid, epochs=epochs, batch_size=batch_size, lr=1e-2, device="cpu", callbacks=callbacks)
+    log = train.fit(m, rows, valid, epochs=epochs, batch_size=batch_size, lr=1e-2, device="cpu",
+                    callbacks=callbacks)
     return m, log, beside
 
 
@@ -70,12 +73,14 @@ def alone(tmp_path_factory):
 
 def together(folder, epochs, resume=False, dies=-1, seconds=90):
     "Two processes; the finished launcher, and how long it took."
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__,
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               __file__,
                str(folder), str(epochs), str(int(resume)), str(dies)]
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
-    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True, start_new_session=True) as child:
         try: child.out, child.err = child.communicate(timeout=seconds)
         finally: # whatever is left of it, also where the wait was too long
             if child.poll() is None: os.killpg(child.pid, signal.SIGKILL)
@@ -94,8 +99,11 @@ def agree(folder, alone, epochs):
         told, weights = found(folder, rank)
         frame = pd.DataFrame(told["log"])
         assert list(frame.epoch) == list(range(1, epochs + 1)) and told["best"] == log.best_epoch
-        for name in ("train_loss", "valid_loss", "valid_auc"): np.testing.assert_allclose(frame[name], log.frame[name], rtol=0, atol=1e-9)
-        for name, w in weights.items(): torch.testing.assert_close(w, state[name], rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        for name in ("train_loss", "valid_loss", "valid_auc"):
+            np.testing.assert_allclose(frame[name], log.frame[name], rtol=0, atol=1e-9)
+        for name, w in weights.items():
+            torch.testing.assert_close(w, state[name], rtol=0, atol=1e-9, msg=lambda m,
+                                       name=name: f"{name}: {m}")
 
 
 def test_two_processes_with_half_the_batch_equal_one(tmp_path, alone):
@@ -123,18 +131,24 @@ def test_one_process_does_not_go_on_where_two_stopped(tmp_path):
     del about["checksum"]
     about["run"]["processes"] = 2
     write_record(tmp_path/"run", "checkpoint", about | dict(format=train._FORMAT), tensors)
-    with pytest.raises(ValueError, match="is of another run: processes was 2, now 1"): go(tmp_path, 2, BATCH, resume=True)
+    with pytest.raises(ValueError, match="is of another run: processes was 2, now 1"):
+        go(tmp_path, 2, BATCH, resume=True)
 
 
-@pytest.mark.wrong("another process of this run has ended, so this one ends too; the message of that one says why",
-                   cause="One of several processes failed or was killed, and the others cannot go on without it.",
-                   remedy="Read the message of the one that ended first; then start all again with Checkpoint(FOLDER, resume=True).", area="training")
+@pytest.mark.wrong(
+    "another process of this run has ended, so this one ends too; the message of that one says why",
+                   cause="One of several processes failed or was killed, and the others cannot go on without "
+                         "it.",
+                   remedy="Read the message of the one that ended first; then start all again with "
+                          "Checkpoint(FOLDER, resume=True).", area="training")
 @pytest.mark.parametrize("dies", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_all(tmp_path, dies, alone):
     child, seconds = together(tmp_path, 3, dies=dies)
     assert child.returncode and seconds < 60
     assert child.err.count(f"process {dies} fails on purpose") == 1
-    assert child.err.count("RuntimeError: another process of this run has ended, so this one ends too; the message of that one says why") <= 1
+    assert child.err.count(
+        "RuntimeError: another process of this run has ended, so this one ends too; the message of that one "
+        "says why") <= 1
     assert not list(tmp_path.glob("*.json")) and not processes_of(tmp_path)
     assert not together(tmp_path, 3, resume=True)[0].returncode # the checkpoint of the epoch before is whole
     agree(tmp_path, alone, 3)
@@ -142,7 +156,8 @@ def test_a_process_that_dies_ends_all(tmp_path, dies, alone):
 
 def processes_of(folder):
     "Numbers of the processes that were started with this folder; none where the system does not tell."
-    return [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline") if str(folder).encode() in read(p)]
+    return [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/cmdline")
+            if str(folder).encode() in read(p)]
 
 
 def read(path):

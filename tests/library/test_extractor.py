@@ -1,4 +1,5 @@
-"""Second opinions on notebook 04: loops, SymPy, integrals and one-hot matrices instead of the module's own tensor code."""
+"""Second opinions on notebook 04: loops, SymPy, integrals and one-hot matrices instead of the module's own
+tensor code."""
 import math
 from itertools import product
 
@@ -6,7 +7,8 @@ import numpy as np
 import pytest
 import sympy as sp
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import nn
 
@@ -50,7 +52,8 @@ def gradients_by_loops(x, W, b, g):
     return [torch.tensor(t) for t in (dW, db, dx)]
 
 
-@pytest.mark.parametrize("part", [pytest.param(0, marks=pytest.mark.formula("4.2")), pytest.param(1, marks=pytest.mark.formula("4.3")), pytest.param(2, marks=pytest.mark.formula("4.4"))])
+@pytest.mark.parametrize("part", [pytest.param(0, marks=pytest.mark.formula("4.2")),
+    pytest.param(1, marks=pytest.mark.formula("4.3")), pytest.param(2, marks=pytest.mark.formula("4.4"))])
 def test_gradient_against_loops(part):
     args = problem()
     torch.testing.assert_close(extractor.relu_backward(*args)[part], gradients_by_loops(*args)[part])
@@ -73,7 +76,8 @@ def test_gradients_against_sympy():
     loss = sum(g[j]*sp.Piecewise((z[j], z[j] > 0), (0, True)) for j in range(2))
     for seed in range(4):
         tx, tW, tb, tg = problem(1, 3, 2, seed)
-        at = dict(zip([*W, *x, *b, *g], [*tW.flatten().tolist(), *tx.flatten().tolist(), *tb.tolist(), *tg.flatten().tolist()]))
+        at = dict(zip([*W, *x, *b, *g], [*tW.flatten().tolist(), *tx.flatten().tolist(), *tb.tolist(),
+                                         *tg.flatten().tolist()]))
         want = [[float(loss.diff(v).subs(at)) for v in vs] for vs in (W, b, x)]
         for ours, theirs in zip(extractor.relu_backward(tx, tW, tb, tg), want):
             torch.testing.assert_close(ours.flatten(), torch.tensor(theirs, dtype=torch.float64))
@@ -97,7 +101,8 @@ def test_two_layers_chained_equal_the_extractor():
         torch.testing.assert_close(ours, theirs.grad)
 
 
-@pytest.mark.parametrize("which,shape,axis", [(0, (6, 5), "p"), (1, (3, 9), "p"), (2, (4,), "d"), (3, (5, 3), "B"), (3, (6, 2), "d")])
+@pytest.mark.parametrize("which,shape,axis", [(0, (6, 5), "p"), (1, (3, 9), "p"), (2, (4,), "d"),
+                                              (3, (5, 3), "B"), (3, (6, 2), "d")])
 def test_gradient_errors_name_the_axis(which, shape, axis):
     args = problem()
     args[which] = torch.zeros(shape, dtype=torch.float64)
@@ -125,7 +130,8 @@ def test_a_dead_unit_gets_no_gradient():
     assert layer.weight.grad[[0, 2, 3]].abs().sum(1).min() > 0
 
 
-@pytest.mark.parametrize("h,word", [(torch.zeros(()), "scalar"), (torch.zeros(0, 3), "no row"), (torch.zeros(2, 0, 3), "no row")])
+@pytest.mark.parametrize("h,word", [(torch.zeros(()), "scalar"), (torch.zeros(0, 3), "no row"),
+                                    (torch.zeros(2, 0, 3), "no row")])
 def test_dead_units_errors(h, word):
     with pytest.raises(ValueError, match=word): extractor.dead_units(h)
 
@@ -145,7 +151,8 @@ def scale_by_integral(std, fan_in, depth):
 @pytest.mark.formula("4.5")
 @pytest.mark.parametrize("std,fan_in,depth", [(.1, 200, 1), (.3, 8, 3), (1., 2, 5), (.05, 64, 4)])
 def test_scale_against_an_integral(std, fan_in, depth):
-    assert extractor.relu_scale(std, fan_in, depth) == pytest.approx(scale_by_integral(std, fan_in, depth), rel=1e-6)
+    assert extractor.relu_scale(std, fan_in, depth) == pytest.approx(scale_by_integral(std, fan_in, depth),
+        rel=1e-6)
 
 
 @pytest.mark.formula("4.6")
@@ -194,7 +201,8 @@ def test_extractor_shares_weights_and_starts_by_he():
     assert model(history[:0]).shape == (0, 3, 64) and model(history[0, 0]).shape == (64,)
 
 
-@pytest.mark.parametrize("make", [lambda: extractor.ReLUExtractor(0), lambda: extractor.ReLUExtractor(3, ()), lambda: extractor.ReLUExtractor(3, (4, 0))])
+@pytest.mark.parametrize("make", [lambda: extractor.ReLUExtractor(0), lambda: extractor.ReLUExtractor(3, ()),
+                                  lambda: extractor.ReLUExtractor(3, (4, 0))])
 def test_extractor_construction_errors(make):
     with pytest.raises(ValueError, match="at least one width"): make()
 
@@ -223,9 +231,11 @@ def test_polyline_keeps_its_last_slope():
     assert extractor.relu_interpolate(torch.tensor([4.]), t, v).item() == 8
 
 
-@pytest.mark.parametrize("knots,values,word", [([0., 1], [0.], "axis 'm'"), ([0.], [0.], "two or more"), ([0., 0], [1., 2], "increasing"), ([1., 0], [1., 2], "increasing")])
+@pytest.mark.parametrize("knots,values,word", [([0., 1], [0.], "axis 'm'"), ([0.], [0.], "two or more"),
+    ([0., 0], [1., 2], "increasing"), ([1., 0], [1., 2], "increasing")])
 def test_polyline_errors(knots, values, word):
-    with pytest.raises(ValueError, match=word): extractor.relu_interpolate(torch.zeros(2), torch.tensor(knots), torch.tensor(values))
+    with pytest.raises(ValueError, match=word):
+        extractor.relu_interpolate(torch.zeros(2), torch.tensor(knots), torch.tensor(values))
 
 
 # --- embeddings
@@ -256,9 +266,11 @@ def test_embedding_gradient_against_one_hot_and_autograd():
     assert not ours[[2, 5, 6]].any()
 
 
-@pytest.mark.parametrize("ids,shape,word", [([0, 5], (2, 3), "from 0 to n - 1 = 4"), ([-1, 0], (2, 3), "from 0"), ([0], (2, 3), "axis 'B'"), ([[0]], (1, 3), "1 axes")])
+@pytest.mark.parametrize("ids,shape,word", [([0, 5], (2, 3), "from 0 to n - 1 = 4"),
+    ([-1, 0], (2, 3), "from 0"), ([0], (2, 3), "axis 'B'"), ([[0]], (1, 3), "1 axes")])
 def test_embedding_gradient_errors(ids, shape, word):
-    with pytest.raises(ValueError, match=word): extractor.embedding_backward(torch.tensor(ids), torch.zeros(shape), 5)
+    with pytest.raises(ValueError, match=word):
+        extractor.embedding_backward(torch.tensor(ids), torch.zeros(shape), 5)
 
 
 @pytest.mark.formula("4.10")
@@ -278,8 +290,10 @@ def test_one_table_equals_many():
     sizes, local = {"user": 6, "city": 3}, torch.tensor([[5, 0], [1, 2], [5, 1]])
     embed = extractor.FieldEmbedding(sizes, d=4)
     apart = [nn.Embedding(n, 4) for n in sizes.values()]
-    for table, rows in zip(apart, embed.table.weight.data.split(list(sizes.values()))): table.weight.data = rows.clone()
-    torch.testing.assert_close(embed(embed.offset(local)), torch.stack([t(local[:, f]) for f, t in enumerate(apart)], 1))
+    for table, rows in zip(apart, embed.table.weight.data.split(list(sizes.values()))):
+        table.weight.data = rows.clone()
+    torch.testing.assert_close(embed(embed.offset(local)),
+                               torch.stack([t(local[:, f]) for f, t in enumerate(apart)], 1))
 
 
 def test_start_values_and_state():
@@ -302,13 +316,16 @@ def test_only_looked_up_rows_move():
     assert (embed.table.weight != before).any(1).nonzero()[:, 0].tolist() == [1, 4, 7]
 
 
-LOCAL_MISTAKES = [([[0, 3]], "field 'city', row 0: local id 3 is outside 0 to 2"), ([[0, 0], [6, 0]], "field 'user', row 1: local id 6 is outside 0 to 5"), ([[-1, 0]], "field 'user', row 0: local id -1")]
+LOCAL_MISTAKES = [([[0, 3]], "field 'city', row 0: local id 3 is outside 0 to 2"),
+                  ([[0, 0], [6, 0]], "field 'user', row 1: local id 6 is outside 0 to 5"),
+                  ([[-1, 0]], "field 'user', row 0: local id -1")]
 
 
 @pytest.mark.parametrize("local,message", LOCAL_MISTAKES)
 def test_range_errors_name_field_row_and_id(local, message):
     embed = extractor.FieldEmbedding({"user": 6, "city": 3}, d=2)
-    for call in (embed.offset, lambda ids: embed(ids + embed.offsets), lambda ids: embed.check(ids + embed.offsets)):
+    for call in (embed.offset, lambda ids: embed(ids + embed.offsets),
+                 lambda ids: embed.check(ids + embed.offsets)):
         with pytest.raises(ValueError, match=message): call(torch.tensor(local))
 
 
@@ -316,13 +333,15 @@ def test_form_errors():
     embed = extractor.FieldEmbedding([6, 3], d=2)
     with pytest.raises(ValueError, match="field 'number 1'"): embed(torch.tensor([[0, 0]]))
     for call in (embed, embed.offset):
-        with pytest.raises(ValueError, match="axis 'F': expected 2, got 3"): call(torch.zeros(1, 3, dtype=torch.long))
+        with pytest.raises(ValueError, match="axis 'F': expected 2, got 3"):
+            call(torch.zeros(1, 3, dtype=torch.long))
         with pytest.raises(ValueError, match="2 axes"): call(torch.zeros(2, dtype=torch.long))
         with pytest.raises(ValueError, match="int64"): call(torch.zeros(1, 2))
     assert embed(torch.zeros(0, 2, dtype=torch.long)).shape == (0, 2, 2)
 
 
-@pytest.mark.parametrize("sizes,d,std", [([], 2, .1), ([3, 0], 2, .1), ({"user": -1}, 2, .1), ([3], 0, .1), ([3], 2, -.1)])
+@pytest.mark.parametrize("sizes,d,std", [([], 2, .1), ([3, 0], 2, .1), ({"user": -1}, 2, .1), ([3], 0, .1),
+                                         ([3], 2, -.1)])
 def test_embedding_construction_errors(sizes, d, std):
     with pytest.raises(ValueError): extractor.FieldEmbedding(sizes, d, std)
     if sizes in ([], [3, 0]):
@@ -342,7 +361,8 @@ class Both(nn.Module):
 
 def batch(B):
     gen = torch.Generator().manual_seed(B)
-    return torch.stack([torch.randint(5, (B,), generator=gen), 5 + torch.randint(4, (B,), generator=gen)], 1), torch.randn(B, 2, 6, generator=gen)
+    return torch.stack([torch.randint(5, (B,), generator=gen), 5 + torch.randint(4, (B,), generator=gen)],
+                       1), torch.randn(B, 2, 6, generator=gen)
 
 
 def test_compiles_in_one_graph_and_gives_the_same():

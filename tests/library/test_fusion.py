@@ -20,7 +20,8 @@ KINDS = (*WEIGHTED, "concat")
 def case(B=7, S=4, d=6, d_query=3, seed=0, dtype=torch.float64):
     "Random inputs; row 0 has no history, row 1 has only scenario 2, row 2 lacks its target."
     g = torch.Generator().manual_seed(seed)
-    h, query = torch.randn(B, S, d, generator=g, dtype=dtype), torch.randn(B, d_query, generator=g, dtype=dtype)
+    h, query = torch.randn(B, S, d, generator=g, dtype=dtype), torch.randn(B, d_query, generator=g,
+        dtype=dtype)
     present, scenario = torch.rand(B, S, generator=g) < .6, torch.randint(S, (B,), generator=g)
     if S == 4:
         present[0], present[1] = False, torch.tensor([False, False, True, False])
@@ -45,7 +46,8 @@ def loop_attention_weights(att, h, present, query, scenario):
         c = q + E[t]
         asked = [sum(w*x for w, x in zip(row, c)) for row in Wq]
         keys = [[sum(w*x for w, x in zip(row, one)) for row in Wk] for one in hs]
-        rows.append(loop_softmax([sum(a*b for a, b in zip(asked, k)) / math.sqrt(len(asked)) for k in keys], m))
+        rows.append(loop_softmax([sum(a*b for a, b in zip(asked, k)) / math.sqrt(len(asked)) for k in keys],
+                                 m))
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -54,7 +56,8 @@ def loop_z(fus, h, alpha):
     out = []
     for hs, a in zip(h.tolist(), alpha.tolist()):
         if not any(a): out.append(z0); continue
-        v = [[sum(w*x for w, x in zip(row, one)) for row in Wv] for one in hs] # W_v inside the sum, as in the books
+        # W_v inside the sum, as in the books
+        v = [[sum(w*x for w, x in zip(row, one)) for row in Wv] for one in hs]
         out.append([sum(a[s]*v[s][j] for s in range(len(a))) for j in range(len(z0))])
     return torch.tensor(out, dtype=torch.float64)
 
@@ -75,7 +78,8 @@ def test_weighted_sum_against_loops(B, S, d, seed):
 @pytest.mark.formula("5.2")
 def test_mean_weights_against_loops():
     fus, inputs = build("mean"), case()
-    expected = torch.tensor([[m / sum(row) if m else 0. for m in row] for row in inputs[1].tolist()], dtype=torch.float64)
+    expected = torch.tensor([[m / sum(row) if m else 0. for m in row] for row in inputs[1].tolist()],
+                            dtype=torch.float64)
     torch.testing.assert_close(fus.weights(*inputs), expected)
     z, alpha = fus(*inputs)
     torch.testing.assert_close(alpha, expected)
@@ -97,7 +101,8 @@ def test_own_weights_against_loops():
 @pytest.mark.formula("5.4")
 def test_concat_against_loops():
     fus, (h, present, query, scenario) = build("concat"), case()
-    W, f, b = fus.project.weight.detach().numpy(), fus.flags.weight.detach().numpy(), fus.project.bias.detach().numpy()
+    W, f, b = (fus.project.weight.detach().numpy(), fus.flags.weight.detach().numpy(),
+               fus.project.bias.detach().numpy())
     expected = []
     for hs, m in zip(h.numpy(), present.numpy()):
         z = b.copy()
@@ -117,7 +122,8 @@ def test_blend_r2_against_regression_on_the_covariance(a, c):
     blend, outcome = np.kron(a, np.eye(d)), np.kron(c, u)
     cov, cross = blend @ blend.T, blend @ outcome
     expected = cross @ np.linalg.solve(cov, cross) / (outcome @ outcome)
-    assert fusion.blend_r2(torch.tensor(a, dtype=torch.float64), torch.tensor(c, dtype=torch.float64)) == pytest.approx(expected, abs=1e-12)
+    assert fusion.blend_r2(torch.tensor(a, dtype=torch.float64),
+                           torch.tensor(c, dtype=torch.float64)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_blend_r2_against_a_sample():
@@ -132,7 +138,8 @@ def test_blend_r2_against_a_sample():
 def test_scores_against_loops():
     h, _, _, _ = case()
     q = torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    expected = [[sum(a*b for a, b in zip(qi, k)) / math.sqrt(6) for k in ks] for qi, ks in zip(q.tolist(), h.tolist())]
+    expected = [[sum(a*b for a, b in zip(qi, k)) / math.sqrt(6) for k in ks] for qi,
+                ks in zip(q.tolist(), h.tolist())]
     torch.testing.assert_close(fusion.scaled_scores(q, h), torch.tensor(expected, dtype=torch.float64))
 
 
@@ -142,7 +149,8 @@ def test_scores_against_loops():
 def test_score_std_against_enumeration(d, scaled):
     # coordinates ±σ with equal chance: mean 0, standard deviation σ; every case counted once
     products = [sum(q*k for q, k in zip(qs, ks)) / (math.sqrt(d) if scaled else 1)
-                for qs in itertools.product((-2., 2.), repeat=d) for ks in itertools.product((-.7, .7), repeat=d)]
+                for qs in itertools.product((-2., 2.), repeat=d) for ks in itertools.product((-.7, .7),
+                    repeat=d)]
     assert fusion.score_std(d, 2., .7, scaled=scaled) == pytest.approx(np.std(products), rel=1e-12)
 
 
@@ -153,7 +161,8 @@ def test_masked_softmax_against_loops():
     present[0], present[1] = True, torch.tensor([False, True, False, False, False])
     present = present[present.any(1)]
     e = e[:len(present)]
-    expected = torch.tensor([loop_softmax(x, m) for x, m in zip(e.tolist(), present.tolist())], dtype=torch.float64)
+    expected = torch.tensor([loop_softmax(x, m) for x, m in zip(e.tolist(), present.tolist())],
+                            dtype=torch.float64)
     torch.testing.assert_close(fusion.masked_softmax(e, present), expected)
 
 
@@ -185,8 +194,10 @@ def numeric(f, x, eps=1e-6):
 @pytest.mark.formula("5.11")
 def test_fusion_backward_against_differences():
     g = torch.Generator().manual_seed(6)
-    e, v, up = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((2, 3), (2, 3, 4), (2, 4)))
-    loss = lambda e, v: float((torch.tensor(np.exp(e) / np.exp(e).sum(1, keepdims=True)).unsqueeze(-1) * v).sum(1).mul(up).sum())
+    e, v, up = (torch.randn(*shape, generator=g, dtype=torch.float64)
+                for shape in ((2, 3), (2, 3, 4), (2, 4)))
+    loss = lambda e, v: float(
+        (torch.tensor(np.exp(e) / np.exp(e).sum(1, keepdims=True)).unsqueeze(-1) * v).sum(1).mul(up).sum())
     alpha = torch.tensor(np.exp(e.numpy()) / np.exp(e.numpy()).sum(1, keepdims=True))
     g_e, g_v = fusion.fusion_backward(alpha, v, up)
     torch.testing.assert_close(g_e, numeric(lambda x: loss(x.numpy(), v), e), rtol=1e-6, atol=1e-8)
@@ -196,7 +207,8 @@ def test_fusion_backward_against_differences():
 @pytest.mark.formula("5.12")
 def test_scores_backward_against_differences():
     g = torch.Generator().manual_seed(7)
-    q, k, up = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((2, 4), (2, 3, 4), (2, 3)))
+    q, k, up = (torch.randn(*shape, generator=g, dtype=torch.float64)
+                for shape in ((2, 4), (2, 3, 4), (2, 3)))
     loss = lambda q, k: float(sum(up[b, s] * (q[b] @ k[b, s]) / 2 for b in range(2) for s in range(3)))
     g_q, g_k = fusion.scores_backward(q, k, up)
     torch.testing.assert_close(g_q, numeric(lambda x: loss(x, k), q), rtol=1e-6, atol=1e-8)
@@ -221,7 +233,8 @@ def test_gradcheck(kind):
 
 
 def test_masked_softmax_second_order():
-    e, present = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0]*4]).bool()
+    e, present = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([[1, 1, 1, 1],
+        [1, 0, 1, 0], [0]*4]).bool()
     assert torch.autograd.gradcheck(lambda e: fusion.masked_softmax(e, present), e)
     assert torch.autograd.gradgradcheck(lambda e: fusion.masked_softmax(e, present), e)
 
@@ -314,7 +327,8 @@ def test_one_present_gets_all_and_teaches_no_score():
 
 
 def test_single_scenario_reduces_to_own():
-    own, h, query = build("own", S=1), torch.randn(5, 1, 6, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    own, h, query = build("own", S=1), torch.randn(5, 1, 6, dtype=torch.float64), torch.randn(5, 3,
+        dtype=torch.float64)
     present, scenario = torch.tensor([[1], [1], [0], [1], [0]]).bool(), torch.zeros(5).long()
     expected = torch.where(present, h[:, 0] @ own.value.weight.T, own.fallback.weight)
     for kind in WEIGHTED:
@@ -340,8 +354,10 @@ def test_fused_vector_stays_inside_its_histories():
 
 def test_temperature_and_removal():
     e, all_there = torch.tensor([.3, 2., -1., 1.9], dtype=torch.float64), torch.ones(4).bool()
-    torch.testing.assert_close(fusion.masked_softmax(e / 1e9, all_there), torch.full((4,), .25, dtype=torch.float64))
-    torch.testing.assert_close(fusion.masked_softmax(e / 1e-4, all_there), torch.tensor([0, 1., 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(fusion.masked_softmax(e / 1e9, all_there),
+                               torch.full((4,), .25, dtype=torch.float64))
+    torch.testing.assert_close(fusion.masked_softmax(e / 1e-4, all_there),
+                               torch.tensor([0, 1., 0, 0], dtype=torch.float64))
     alpha = fusion.masked_softmax(e, all_there)
     for s in range(4):
         rest = torch.arange(4) != s
@@ -360,7 +376,8 @@ def test_huge_scores_do_not_overflow():
 # ---- infinite scores
 
 def limit_of_softmax(e, m):
-    "What the weights tend to when infinite scores grow: a million stands for infinity, in numbers of any size."
+    """What the weights tend to when infinite scores grow: a million stands for infinity, in numbers of any
+    size."""
     far = {math.inf: mpmath.mpf(10)**6, -math.inf: -mpmath.mpf(10)**6}
     grown = [mpmath.exp(far.get(x, mpmath.mpf(x))) if keep else mpmath.mpf(0) for x, keep in zip(e, m)]
     return [float(x / sum(grown)) if any(m) else 0. for x in grown]
@@ -397,7 +414,8 @@ def test_infinite_scores_beside_finite_rows(dtype):
 
 
 def test_a_score_that_is_nan_is_not_hidden():
-    assert fusion.masked_softmax(torch.tensor([1., float("nan"), math.inf]), torch.ones(3).bool()).isnan().all()
+    assert fusion.masked_softmax(torch.tensor([1., float("nan"), math.inf]),
+                                 torch.ones(3).bool()).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -462,13 +480,15 @@ def test_compiles_in_one_graph(kind):
         fus.zero_grad(); z, _ = compiled(*part)
         torch.testing.assert_close(z, fus(*part)[0])
         z.square().sum().backward()
-        for a, b in zip((p.grad for p in fus.parameters() if p.grad is not None), expected): torch.testing.assert_close(a, b)
+        for a, b in zip((p.grad for p in fus.parameters() if p.grad is not None), expected):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_bare_parameters(kind):
     for module in build(kind).modules():
-        if list(module.parameters(recurse=False)): assert isinstance(module, (nn.Linear, nn.Embedding)), module
+        if list(module.parameters(recurse=False)):
+            assert isinstance(module, (nn.Linear, nn.Embedding)), module
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -544,12 +564,14 @@ def test_a_class_without_a_name_is_in_no_table(table):
 
 def test_a_fusion_of_ones_own_need_not_be_a_weighted_sum(table):
     class Highest(fusion.Fusion, name="highest"):
-        def forward(self, h, present, query, scenario): return h.masked_fill(~present.unsqueeze(-1), 0).amax(1), None
+        def forward(self, h, present, query, scenario):
+            return h.masked_fill(~present.unsqueeze(-1), 0).amax(1), None
     h, present, query, scenario = case()
     fus = fusion.make_fusion("highest", 6, 4, 3)
     assert (fus.d, fus.n_scenarios, fus.d_query) == (6, 4, 3)
     assert torch.equal(fus(h, present, query, scenario)[0][1], h[1, 2].clamp(min=0))
-    with pytest.raises(ValueError, match="d_query must be a whole number"): fusion.make_fusion("highest", 6, 4, 0)
+    with pytest.raises(ValueError, match="d_query must be a whole number"):
+        fusion.make_fusion("highest", 6, 4, 0)
 
 
 def test_names_that_are_taken(table):
@@ -593,21 +615,29 @@ def test_errors_name_the_axis(kind, change, message):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes,name", [((0, 4, 3), "d"), ((6, 0, 3), "n_scenarios"), ((6, 4, 0), "d_query"), ((6., 4, 3), "d"), ((True, 4, 3), "d")])
+@pytest.mark.parametrize("sizes,name", [((0, 4, 3), "d"), ((6, 0, 3), "n_scenarios"), ((6, 4, 0), "d_query"),
+                                        ((6., 4, 3), "d"), ((True, 4, 3), "d")])
 def test_errors_of_sizes(kind, sizes, name):
     with pytest.raises(ValueError, match=rf"^{name} must be a whole number"): fusion.make_fusion(kind, *sizes)
-    with pytest.raises(ValueError, match=rf"^{name} must be a whole number"): fusion.fusion_parameters(kind, *sizes)
+    with pytest.raises(ValueError, match=rf"^{name} must be a whole number"):
+        fusion.fusion_parameters(kind, *sizes)
 
 
 def test_errors_of_functions():
     says = "knows attention, mean, concat and own, not 'sum': count the parameters of a built one"
     with pytest.raises(ValueError, match=says): fusion.fusion_parameters("sum", 6, 4, 3)
-    with pytest.raises(ValueError, match="need one shape"): fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 4).bool())
-    with pytest.raises(ValueError, match="use present.bool"): fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 3))
-    with pytest.raises(ValueError, match="axis 'd'"): fusion.scaled_scores(torch.zeros(2, 3), torch.zeros(2, 5, 4))
-    with pytest.raises(ValueError, match="axis 'S'"): fusion.fusion_backward(torch.zeros(2, 3), torch.zeros(2, 5, 4), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="axis 'd'"): fusion.fusion_backward(torch.zeros(2, 5), torch.zeros(2, 5, 4), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="axis 'S'"): fusion.scores_backward(torch.zeros(2, 4), torch.zeros(2, 5, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="need one shape"):
+        fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 4).bool())
+    with pytest.raises(ValueError, match="use present.bool"):
+        fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="axis 'd'"):
+        fusion.scaled_scores(torch.zeros(2, 3), torch.zeros(2, 5, 4))
+    with pytest.raises(ValueError, match="axis 'S'"):
+        fusion.fusion_backward(torch.zeros(2, 3), torch.zeros(2, 5, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="axis 'd'"):
+        fusion.fusion_backward(torch.zeros(2, 5), torch.zeros(2, 5, 4), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="axis 'S'"):
+        fusion.scores_backward(torch.zeros(2, 4), torch.zeros(2, 5, 4), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="axis of scenarios"): fusion.softmax_jacobian(torch.tensor(1.))
     with pytest.raises(ValueError, match="d must be 1 or more"): fusion.score_std(0)
     with pytest.raises(ValueError, match="axis 'S'"): fusion.blend_r2(torch.ones(3), torch.ones(4))

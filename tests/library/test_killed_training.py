@@ -1,7 +1,10 @@
-"""Training that is killed at random moments, in processes of its own: what is left loads, and going on changes no bit.
+"""Training that is killed at random moments, in processes of its own: what is left loads, and going on
+changes no bit.
 
-The file is its own child. `python tests/library/test_killed_training.py FOLDER EPOCHS` imports once, trains a moment, and then forks a
-training for each line on its standard input, so that a killed training costs no import. With the word `commands` it forks the
+The file is its own child. `python tests/library/test_killed_training.py FOLDER EPOCHS` imports once, trains a
+moment, and then forks a
+training for each line on its standard input, so that a killed training costs no import. With the word
+`commands` it forks the
 command instead, with the words of each line.
 """
 import json
@@ -35,7 +38,8 @@ class Small(nn.Module):
         super().__init__()
         self.table, self.linear, self.drop = nn.Embedding(20_000, 4), nn.Linear(10, 1), nn.Dropout(.2)
 
-    def forward(self, batch): return self.linear(self.drop(torch.cat([self.table(batch.fields).flatten(1), batch.dense], 1)))[:, 0]
+    def forward(self, batch):
+        return self.linear(self.drop(torch.cat([self.table(batch.fields).flatten(1), batch.dense], 1)))[:, 0]
 
 
 def rows(n, seed):
@@ -51,14 +55,17 @@ def go(folder=None, epochs=EPOCHS):
     torch.set_num_threads(1)
     core.set_seed(0)
     model = Small()
-    kept = [] if folder is None else [train.Checkpoint(folder, resume=(Path(folder)/"checkpoint.json").exists())]
+    kept = [] if folder is None else [train.Checkpoint(folder,
+                                                       resume=(Path(folder)/"checkpoint.json").exists())]
     callbacks = train.FiniteCheck(), train.KeepBest(), *kept
-    train.fit(model, rows(1500, 0), rows(300, 1), epochs=epochs, batch_size=500, lr=.02, device="cpu", callbacks=callbacks)
+    train.fit(model, rows(1500, 0), rows(300, 1), epochs=epochs, batch_size=500, lr=.02, device="cpu",
+              callbacks=callbacks)
     return model
 
 
 def serve(folder, epochs):
-    "Fork a training for each first line that comes in and say its process number; for each second, say how it ended."
+    """Fork a training for each first line that comes in and say its process number; for each second, say
+    how it ended."""
     go(epochs=1) # what PyTorch imports only when it trains
     for _ in sys.stdin:
         Path(folder, "said.txt").unlink(missing_ok=True)
@@ -80,8 +87,10 @@ class Trainings:
     "Trainings in one folder, one after the other."
     def __init__(self, folder, epochs):
         self.folder, self.file = Path(folder), Path(folder)/"checkpoint.json"
-        self.child = subprocess.Popen([sys.executable, __file__, str(folder), str(epochs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        self.child = subprocess.Popen([sys.executable, __file__, str(folder), str(epochs)],
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      text=True, env=os.environ | {"PYTHONPATH": str(ROOT),
+                                          "OMP_NUM_THREADS": "1"})
 
     def tell(self):
         self.child.stdin.write("\n")
@@ -130,7 +139,8 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 
 def killed(trainings, times):
-    "Kill as many trainings, each going on from the one before, every third before its first epoch; epochs saved after each kill."
+    """Kill as many trainings, each going on from the one before, every third before its first epoch;
+    epochs saved after each kill."""
     seed = random.SystemRandom().randrange(2**32) # set_seed has seeded the common one
     print("seed of the kills", seed)
     r, done, left = random.Random(seed), [0], 0
@@ -159,9 +169,12 @@ def test_two_hundred_kills(trainings, tmp_path):
     assert same(go(tmp_path, 1000).state_dict(), go(epochs=1000).state_dict())
 
 
-@pytest.mark.wrong("stopped in epoch …; … holds the state after epoch …: call fit again with Checkpoint(FOLDER, resume=True)",
+@pytest.mark.wrong(
+    "stopped in epoch …; … holds the state after epoch …: call fit again with Checkpoint(FOLDER, "
+    "resume=True)",
                    cause="You pressed Ctrl-C, and the run has a checkpoint.",
-                   remedy="Call fit again with the same arguments and Checkpoint(FOLDER, resume=True): it goes on after the last whole epoch, and ends in the same weights.",
+                   remedy="Call fit again with the same arguments and Checkpoint(FOLDER, resume=True): it "
+                          "goes on after the last whole epoch, and ends in the same weights.",
                    area="training")
 def test_ctrl_c_names_the_checkpoint_and_the_same_bits_follow(trainings, tmp_path, undisturbed):
     for _ in range(3):
@@ -169,17 +182,21 @@ def test_ctrl_c_names_the_checkpoint_and_the_same_bits_follow(trainings, tmp_pat
         for _ in range(2): trainings.wait_for_an_epoch()
         assert trainings.stop(signal.SIGINT) == 130
         said = (tmp_path/"said.txt").read_text()
-        found = re.fullmatch(r"stopped in epoch (\d+); (.*) holds the state after epoch (\d+): call fit again with Checkpoint\(FOLDER, resume=True\)", said)
+        found = re.fullmatch(
+            r"stopped in epoch (\d+); (.*) holds the state after epoch (\d+): call fit again with "
+            r"Checkpoint\(FOLDER, resume=True\)", said)
         assert found and found[2] == str(tmp_path), said
         at, after = int(found[1]), int(found[3])
-        assert at == after + 1 and epochs_in(tmp_path) in (after, at) # at: it hit just after the file was complete
+        # at: it hit just after the file was complete
+        assert at == after + 1 and epochs_in(tmp_path) in (after, at)
     assert same(go(tmp_path).state_dict(), undisturbed)
 
 
 # ---------------------------------------------------------------- the command
 
 def serve_commands():
-    "Fork the command for each first line that comes in, a list of words, and say its process number; for each second, say how it ended."
+    """Fork the command for each first line that comes in, a list of words, and say its process number; for
+    each second, say how it ended."""
     from multiscene_rec import cli
     said, sys.stdout = sys.stdout, open(os.devnull, "w")
     cli.main(json.loads(sys.stdin.readline())) # here, so that what it imports is there for all that follow
@@ -201,8 +218,10 @@ def serve_commands():
 class Commands:
     "Commands, one after the other, each of which may be stopped after some seconds."
     def __init__(self):
-        self.child = subprocess.Popen([sys.executable, __file__, "commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                      text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"})
+        self.child = subprocess.Popen([sys.executable, __file__, "commands"], stdin=subprocess.PIPE,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      text=True, env=os.environ | {"PYTHONPATH": str(ROOT),
+                                          "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"})
 
     def tell(self, line):
         self.child.stdin.write(line + "\n")
@@ -228,10 +247,12 @@ def commands():
 
 
 def command_killed(commands, folder, times):
-    "Stop a training that replaces a model as many times; the folder must hold the old run or the new one, whole, after each."
+    """Stop a training that replaces a model as many times; the folder must hold the old run or the new
+    one, whole, after each."""
     mall = data.toy_mall(n_users=60, n_items=40, n_events=900, seed=3)
     mall.events.to_csv(folder/"log.csv", index=False)
-    plan = ("train", folder/"log.csv", "--device", "cpu", "--batch-size", 64, "--epochs", 12, "--patience", 12)
+    plan = ("train", folder/"log.csv", "--device", "cpu", "--batch-size", 64, "--epochs", 12, "--patience",
+            12)
     commands.warm([*plan, "--out", folder/"m", "--seed", 1])
     start = time.monotonic()
     assert commands.run([*plan, "--out", folder/"whole"]) == 0
@@ -260,7 +281,8 @@ def command_killed(commands, folder, times):
     assert weights("m") == new and not storage.work_folder(folder/"m").exists()
 
 
-def test_a_command_that_is_killed_leaves_the_old_run_or_the_new_one(commands, tmp_path): command_killed(commands, tmp_path, 6)
+def test_a_command_that_is_killed_leaves_the_old_run_or_the_new_one(commands, tmp_path):
+    command_killed(commands, tmp_path, 6)
 
 
 @pytest.mark.slow
@@ -288,7 +310,8 @@ def replace(a, b):
 os.replace = replace
 with storage.replaced_folder(sys.argv[1]) as work: (work/"run"/"run.json").write_text("new")
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path/"m")], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path/"m")], env=os.environ
+                   | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60)
     storage.settle(tmp_path/"m")
     assert (tmp_path/"m"/"run.json").read_text() == ("new" if at == "after the second" else "old")
     with storage.replaced_folder(tmp_path/"m") as work: (work/"run"/"run.json").write_text("newer")

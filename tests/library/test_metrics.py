@@ -41,7 +41,8 @@ def pairs(rows):
 
 def ranked(label, score, user):
     "The lists of labels, best first, of users with a click."
-    lists = [[y for y, _ in sorted(rows, key=lambda row: -row[1])] for rows in by_user(label, score, user).values()]
+    lists = [[y for y, _ in sorted(rows, key=lambda row: -row[1])]
+             for rows in by_user(label, score, user).values()]
     return [x for x in lists if sum(x)]
 
 
@@ -76,13 +77,15 @@ def test_log_loss_by_scikit_learn_and_by_the_likelihood():
 @given(logs(labels=st.floats(0, 1), scores=st.floats(1e-9, 1 - 1e-9)))
 def test_log_loss_of_soft_labels(log):
     y, p, _ = log
-    ours, judge = metrics.log_loss(y, p), torch.nn.BCELoss()(*(torch.tensor(x, dtype=torch.double) for x in (p, y)))
+    ours, judge = metrics.log_loss(y, p), torch.nn.BCELoss()(*(torch.tensor(x, dtype=torch.double)
+        for x in (p, y)))
     assert ours == pytest.approx(judge.item(), rel=1e-6, abs=1e-9)
 
 
 def test_log_loss_where_the_model_is_sure():
     assert metrics.log_loss([1], [0.]) == pytest.approx(-math.log(1e-15)) == metrics.log_loss([1], [1e-30])
-    assert metrics.log_loss([0], [1.]) == pytest.approx(-math.log(1e-15), rel=1e-2)   # 1 - 1e-15 is rounded in float64
+    # 1 - 1e-15 is rounded in float64
+    assert metrics.log_loss([0], [1.]) == pytest.approx(-math.log(1e-15), rel=1e-2)
     assert metrics.log_loss([1], [0.], eps=0) == math.inf == metrics.log_loss([0], [1.], eps=0)
     assert metrics.log_loss([0, 1], [0., 1.], eps=0) == 0
     assert 0 <= metrics.log_loss([0, 1], [0., 1.]) < 1e-14
@@ -96,7 +99,8 @@ def test_entropy_by_sympy_and_its_ends():
     exact = sympy.lambdify(x, -x*sympy.log(x) - (1 - x)*sympy.log(1 - x), "math")
     p = np.linspace(.01, .99, 50)
     np.testing.assert_allclose(metrics.binary_entropy(p), [exact(v) for v in p], rtol=1e-12)
-    np.testing.assert_allclose(metrics.binary_entropy(torch.tensor([0., 1., .5])), [0, 0, math.log(2)], atol=1e-12)
+    np.testing.assert_allclose(metrics.binary_entropy(torch.tensor([0., 1., .5])), [0, 0, math.log(2)],
+                               atol=1e-12)
 
 
 @formula("7.4")
@@ -120,7 +124,8 @@ def test_divergence_is_infinite_where_the_model_excludes_what_happens(p, q):
 def test_expected_log_loss_is_entropy_and_divergence():
     r = np.random.default_rng(2)
     p, q = r.uniform(.05, .95, 100), r.uniform(.05, .95, 100)
-    assert metrics.log_loss(p, q) == pytest.approx((metrics.binary_entropy(p) + metrics.binary_divergence(p, q)).mean())
+    assert metrics.log_loss(p,
+        q) == pytest.approx((metrics.binary_entropy(p) + metrics.binary_divergence(p, q)).mean())
 
 
 # ---------------------------------------------------------------- AUC and GAUC
@@ -131,7 +136,8 @@ def test_mid_ranks_by_counting(log):
     _, s, u = log
     slow = [sum(b < a for b in s) + (s.count(a) + 1)/2 for a in s]
     np.testing.assert_allclose(metrics.mid_ranks(s), slow)
-    slow = [sum(b < a and v == w for b, w in zip(s, u)) + (sum(b == a and v == w for b, w in zip(s, u)) + 1)/2 for a, v in zip(s, u)]
+    slow = [sum(b < a and v == w for b, w in zip(s, u)) + (sum(b == a and v == w for b, w in zip(s, u)) + 1)/2
+            for a, v in zip(s, u)]
     np.testing.assert_allclose(metrics.mid_ranks(s, u), slow)
 
 
@@ -198,7 +204,8 @@ SLOW = {
 def compare(name, log, k):
     lists = ranked(*log)
     assume(lists)
-    assert getattr(metrics, name)(*log, k) == pytest.approx(mean([SLOW[name](x, k) for x in lists]), abs=1e-12)
+    assert getattr(metrics, name)(*log, k) == pytest.approx(mean([SLOW[name](x, k) for x in lists]),
+                                                            abs=1e-12)
 
 
 K = st.integers(1, 8)
@@ -243,12 +250,14 @@ def test_ndcg_by_a_loop(log, k): compare("ndcg_at_k", log, k)
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @pytest.mark.parametrize("name, judge", [
-    ("precision_at_k", tm.RetrievalPrecision), ("recall_at_k", tm.RetrievalRecall), ("hit_rate_at_k", tm.RetrievalHitRate),
+    ("precision_at_k", tm.RetrievalPrecision), ("recall_at_k", tm.RetrievalRecall),
+    ("hit_rate_at_k", tm.RetrievalHitRate),
     ("mrr", tm.RetrievalMRR), ("ndcg_at_k", tm.RetrievalNormalizedDCG)])
 def test_lists_by_torchmetrics(name, judge, k):
     g = torch.Generator().manual_seed(k)
     label, user = (torch.rand(300, generator=g) < .3).long(), torch.randint(40, (300,), generator=g)
-    score = torch.randperm(300, generator=g).double()/300                # no ties: torchmetrics breaks them its own way
+    # no ties: torchmetrics breaks them its own way
+    score = torch.randperm(300, generator=g).double()/300
     theirs = judge(top_k=k, empty_target_action="skip")(score, label, indexes=user)
     assert getattr(metrics, name)(label, score, user, k) == pytest.approx(theirs.item(), abs=1e-5)
 
@@ -258,8 +267,10 @@ def test_ndcg_by_scikit_learn():
     label, score = r.integers(0, 2, (30, 12)), r.permutation(360).reshape(30, 12)
     label[:, 0] = 1
     user = np.repeat(np.arange(30), 12)
-    assert metrics.ndcg_at_k(label.ravel(), score.ravel(), user, 5) == pytest.approx(sk.ndcg_score(label, score, k=5))
-    assert metrics.dcg_at_k(label.ravel(), score.ravel(), user, 5) == pytest.approx(sk.dcg_score(label, score, k=5))
+    assert metrics.ndcg_at_k(label.ravel(), score.ravel(), user, 5) == pytest.approx(sk.ndcg_score(label,
+        score, k=5))
+    assert metrics.dcg_at_k(label.ravel(), score.ravel(), user, 5) == pytest.approx(sk.dcg_score(label, score,
+        k=5))
 
 
 def test_mrr_of_the_whole_list():
@@ -282,7 +293,8 @@ def test_ties_keep_the_order_of_rows(name):
     f = getattr(metrics, name)
     assert f([1, 0, 0], [0, 0, 0], list("aaa"), 1) == 1 and f([0, 1, 0], [0., -0., 0.], list("aaa"), 1) == 0
     # rows of other users between them do not matter
-    assert f([0, 1, 1, 0], [5, 5, 5, 5], list("abab"), 1) == f([1, 0, 0, 1], [5, 5, 5, 5], list("bbaa"), 1) == .5
+    assert f([0, 1, 1, 0], [5, 5, 5, 5], list("abab"), 1) == f([1, 0, 0, 1], [5, 5, 5, 5], list("bbaa"),
+        1) == .5
 
 
 # ---------------------------------------------------------------- catalogue
@@ -297,7 +309,8 @@ def filled(lists): return [[i for i in x if i >= 0] for x in lists]
 @example([[1, 2], [2]])
 @given(LISTS)
 def test_catalogue_coverage_by_a_set(lists):
-    assert metrics.catalogue_coverage(lists, 10) == pytest.approx(len({i for x in filled(lists) for i in x})/10)
+    assert metrics.catalogue_coverage(lists,
+                                      10) == pytest.approx(len({i for x in filled(lists) for i in x})/10)
 
 
 @formula("7.15")
@@ -333,11 +346,14 @@ def test_diversity_by_every_pair(lists):
 
 def test_lists_come_in_many_forms():
     ragged, table = [[0, 2], [1]], np.array([[0, 2], [1, -1]])
-    forms = [ragged, [(0, 2), [1]], {"u": [0, 2], "v": [1]}, table, torch.tensor(table), pd.DataFrame(table), pd.Series(ragged),
-             np.array([[0, 2], [1, np.nan]]), [[0, 2], [1, None]], [torch.tensor([0, 2]), np.array([1])], np.array(ragged, dtype=object)]
+    forms = [ragged, [(0, 2), [1]], {"u": [0, 2], "v": [1]}, table, torch.tensor(table), pd.DataFrame(table),
+             pd.Series(ragged),
+             np.array([[0, 2], [1, np.nan]]), [[0, 2], [1, None]], [torch.tensor([0, 2]), np.array([1])],
+             np.array(ragged, dtype=object)]
     popularity, vectors = [4, 2, 2], np.eye(3)
     for lists in forms:
-        assert metrics.catalogue_coverage(lists, 4) == .75 and metrics.user_coverage(lists, 3) == pytest.approx(2/3)
+        assert metrics.catalogue_coverage(lists, 4) == .75 and metrics.user_coverage(lists,
+            3) == pytest.approx(2/3)
         assert metrics.novelty(lists, popularity) == pytest.approx((1.5 + 2)/2)
         assert metrics.intra_list_diversity(lists, vectors) == pytest.approx(1)
 
@@ -346,9 +362,11 @@ def test_items_may_have_names():
     lists = [["tea", "pot"], ["cup"], []]
     popularity = pd.Series({"cup": 2, "pot": 2, "tea": 4})
     assert metrics.catalogue_coverage(lists, 6) == .5
-    for table in (popularity, dict(popularity)): assert metrics.novelty(lists, table) == pytest.approx((1.5 + 2)/2)
+    for table in (popularity, dict(popularity)):
+        assert metrics.novelty(lists, table) == pytest.approx((1.5 + 2)/2)
     vectors = {"cup": [1, 0], "tea": [1, 0], "pot": [0, 2]}
-    for table in (vectors, pd.DataFrame(vectors).T): assert metrics.intra_list_diversity(lists, table) == pytest.approx(1)
+    for table in (vectors, pd.DataFrame(vectors).T):
+        assert metrics.intra_list_diversity(lists, table) == pytest.approx(1)
 
 
 def test_a_series_is_read_by_its_index_and_not_by_its_order():
@@ -361,7 +379,8 @@ def test_a_series_is_read_by_its_index_and_not_by_its_order():
 @formula("7.18")
 def test_macro_average_by_a_loop():
     x = [.5, math.nan, .8, .2]
-    assert metrics.macro_average(x) == pytest.approx(math.fsum([.5, .8, .2])/3) == metrics.macro_average(torch.tensor(x))
+    assert metrics.macro_average(x) == pytest.approx(math.fsum([.5, .8, .2])/3) == metrics.macro_average(
+        torch.tensor(x))
     assert math.isnan(metrics.macro_average([math.nan]))
 
 
@@ -379,16 +398,20 @@ def test_report_by_pieces(log, random):
         a, g = pairs(list(zip(y[i], p[i]))), [(len(r), pairs(r)) for r in by_user(y[i], p[i], u[i]).values()]
         g = [(n, x) for n, x in g if x is not None]
         want = [i.sum(), len(set(u[i])), y[i].mean(), math.nan if a is None else a,
-                sum(n*x for n, x in g)/sum(n for n, _ in g) if g else math.nan, sk.log_loss(y[i], p[i], labels=[0, 1])]
+                sum(n*x for n, x in g)/sum(n for n, _ in g) if g else math.nan,
+                sk.log_loss(y[i], p[i], labels=[0, 1])]
         np.testing.assert_allclose(frame.loc[name].astype(float), want, rtol=1e-9)
     with np.errstate(all="ignore"): want = frame.loc[names].mean()
-    np.testing.assert_allclose(frame.loc["macro", "click_rate":].astype(float), want["click_rate":], rtol=1e-9)
+    np.testing.assert_allclose(frame.loc["macro", "click_rate":].astype(float), want["click_rate":],
+                               rtol=1e-9)
     assert (frame.loc["macro", ["rows", "users"]] == frame.loc["all", ["rows", "users"]]).all()
 
 
 def test_report_gives_nan_where_a_scenario_has_one_class():
-    frame = metrics.report(torch.tensor([0., 1., 0., 0.]), torch.tensor([.1, .2, .3, .5]), torch.tensor([0, 0, 1, 1]), list("aabb"))
-    assert frame.loc[1, ["auc", "gauc"]].isna().all() and frame.loc[0, "auc"] == frame.loc["macro", "auc"] == 1
+    frame = metrics.report(torch.tensor([0., 1., 0., 0.]), torch.tensor([.1, .2, .3, .5]),
+                           torch.tensor([0, 0, 1, 1]), list("aabb"))
+    assert frame.loc[1, ["auc", "gauc"]].isna().all() and frame.loc[0, "auc"] == frame.loc["macro",
+        "auc"] == 1
     one_class = metrics.report([1, 1], [.5, .6], ["home", "cart"], list("ab"))
     assert one_class[["auc", "gauc"]].isna().all(axis=None) and one_class.log_loss.notna().all()
     assert frame.rows.dtype.kind == frame.users.dtype.kind == "i"
@@ -436,7 +459,8 @@ def clustered(seed=0, users=80, rows=20):
 
 def test_users_give_wider_intervals_than_rows_as_the_design_effect_says():
     y, s, user = clustered()
-    widths = [np.diff(metrics.bootstrap_interval(rate, y, s, ids, resamples=1000))[0] for ids in (user, np.arange(len(y)))]
+    widths = [np.diff(metrics.bootstrap_interval(rate, y, s, ids, resamples=1000))[0]
+              for ids in (user, np.arange(len(y)))]
     d = pd.Series(y - y.mean())
     rho = (d.groupby(user).sum().pow(2).sum() - d.pow(2).sum())/(len(y)*19)/d.pow(2).mean()
     assert widths[0]/widths[1] == pytest.approx(metrics.design_effect(20, rho)**.5, rel=.12)
@@ -446,7 +470,8 @@ def test_bootstrap_of_independent_rows_is_the_textbook_interval():
     y = np.random.default_rng(1).integers(0, 2, 1000)
     low, high = metrics.bootstrap_interval(rate, y, y, np.arange(1000), level=.9, resamples=2000)
     half = 1.645*math.sqrt(y.mean()*(1 - y.mean())/1000)
-    assert low == pytest.approx(y.mean() - half, abs=.1*half) and high == pytest.approx(y.mean() + half, abs=.1*half)
+    assert low == pytest.approx(y.mean() - half, abs=.1*half) and high == pytest.approx(y.mean() + half,
+        abs=.1*half)
 
 
 def test_bootstrap_seed_and_level():
@@ -473,8 +498,10 @@ def test_bootstrap_draws_whole_users_and_counts_repeats_apart():
 
 
 @pytest.mark.parametrize("metric", [
-    metrics.auc, metrics.gauc, metrics.mrr, functools.partial(metrics.ndcg_at_k, k=3), lambda y, s, u: metrics.gauc(y, s, u),
-    lambda label, score, user=None: metrics.gauc(label, score, user), sk.roc_auc_score, metrics.log_loss, np.dot])
+    metrics.auc, metrics.gauc, metrics.mrr, functools.partial(metrics.ndcg_at_k, k=3), lambda y, s,
+    u: metrics.gauc(y, s, u),
+    lambda label, score, user=None: metrics.gauc(label, score, user), sk.roc_auc_score, metrics.log_loss,
+    np.dot])
 def test_bootstrap_takes_metrics_with_and_without_users(metric):
     y, s, user = clustered(users=20)
     low, high = metrics.bootstrap_interval(metric, y, 1/(1 + np.exp(-s)), user, resamples=20)
@@ -495,7 +522,8 @@ def test_bootstrap_leaves_out_undefined_resamples_until_most_are():
         metrics.bootstrap_interval(lambda label, score: next(calls), y, y, user, resamples=9)
 
 
-# ---------------------------------------------------------------- one door for all: kinds of columns, and errors
+# ---------------------------------------------------------------- one door for all: kinds of columns, and
+# errors
 
 WITH_USER = ("gauc", *at_k)
 ALL = ("accuracy", "log_loss", "auc", *WITH_USER)
@@ -511,17 +539,23 @@ def test_arrays_tensors_lists_and_series_agree(name):
     label, score, user = [0, 1, 1, 0, 1], [.5, .75, .25, .125, .5], [3, 3, 5, 5, 5]
     want = call(name, label, score, user)
     assert isinstance(want, float)
-    for kind in (np.array, torch.tensor, pd.Series, lambda x: pd.Series(x, index=range(9, 4, -1)), lambda x: torch.tensor(x, dtype=torch.bfloat16)):
+    for kind in (np.array, torch.tensor, pd.Series, lambda x: pd.Series(x, index=range(9, 4, -1)),
+                 lambda x: torch.tensor(x, dtype=torch.bfloat16)):
         assert call(name, kind(label), kind(score), kind(user)) == want
-    assert call(name, np.array(label, bool), torch.tensor(score, requires_grad=True), ["u", "u", "v", "v", "v"]) == want
+    assert call(name, np.array(label, bool), torch.tensor(score, requires_grad=True),
+                ["u", "u", "v", "v", "v"]) == want
 
 
 ERRORS = [
-    (dict(label=[], score=[], user=[]), "label is empty"), (dict(score=[.1, .2]), "label has 3 rows, score 2"),
-    (dict(score=[.1, math.nan, .3]), "score is NaN in row 1"), (dict(label=[0, 1, math.nan]), "label is NaN in row 2"),
+    (dict(label=[], score=[], user=[]), "label is empty"),
+    (dict(score=[.1, .2]), "label has 3 rows, score 2"),
+    (dict(score=[.1, math.nan, .3]), "score is NaN in row 1"),
+    (dict(label=[0, 1, math.nan]), "label is NaN in row 2"),
     (dict(label=[[0], [1], [1]]), r"label must have one axis \(n,\), got shape \(3, 1\)"),
-    (dict(score=torch.zeros(3, 1)), "score must have one axis"), (dict(score=["a", "b", "c"]), "score must hold numbers"),
-    (dict(label=[0, 1, None]), "label (must hold numbers|is NaN in row 2)"), (dict(label=[0, 1, 2]), r"label must (lie in \[0, 1\]|be 0 or 1).*row 2 holds 2"),
+    (dict(score=torch.zeros(3, 1)), "score must have one axis"),
+    (dict(score=["a", "b", "c"]), "score must hold numbers"),
+    (dict(label=[0, 1, None]), "label (must hold numbers|is NaN in row 2)"),
+    (dict(label=[0, 1, 2]), r"label must (lie in \[0, 1\]|be 0 or 1).*row 2 holds 2"),
 ]
 
 
@@ -530,7 +564,8 @@ ERRORS = [
 def test_errors_that_all_share(name, change, says):
     columns = dict(dict(label=[0, 1, 1], score=[.1, .2, .3], user=list("aab")), **change)
     label, score, user = columns.values()
-    if name == "bootstrap_interval" and np.ndim(score) == 2: says = "one axis"      # two axes are several models; auc complains
+    # two axes are several models; auc complains
+    if name == "bootstrap_interval" and np.ndim(score) == 2: says = "one axis"
     with pytest.raises(ValueError, match=says):
         if name == "report": metrics.report(label, score, ["home"]*len(label), user)
         elif name == "bootstrap_interval": metrics.bootstrap_interval(metrics.auc, label, score, user)
@@ -544,32 +579,45 @@ def test_soft_labels_are_refused_where_a_click_is_counted(name):
 
 
 def test_report_refuses_soft_labels_and_log_odds():
-    with pytest.raises(ValueError, match="0 or 1 for report"): metrics.report([0, .8], [.1, .2], [0, 0], [0, 0])
-    with pytest.raises(ValueError, match=r"pass sigmoid\(logits\)"): metrics.report([0, 1], [-2, .2], [0, 0], [0, 0])
-    with pytest.raises(ValueError, match="scenario is missing in row 1"): metrics.report([0, 1], [.1, .2], ["a", None], [0, 0])
-    with pytest.raises(ValueError, match="scenario has 1 rows"): metrics.report([0, 1], [.1, .2], ["a"], [0, 0])
-    with pytest.raises(ValueError, match="may not be called"): metrics.report([0, 1], [.1, .2], ["a", "macro"], [0, 0])
+    with pytest.raises(ValueError, match="0 or 1 for report"):
+        metrics.report([0, .8], [.1, .2], [0, 0], [0, 0])
+    with pytest.raises(ValueError, match=r"pass sigmoid\(logits\)"):
+        metrics.report([0, 1], [-2, .2], [0, 0], [0, 0])
+    with pytest.raises(ValueError, match="scenario is missing in row 1"):
+        metrics.report([0, 1], [.1, .2], ["a", None], [0, 0])
+    with pytest.raises(ValueError, match="scenario has 1 rows"):
+        metrics.report([0, 1], [.1, .2], ["a"], [0, 0])
+    with pytest.raises(ValueError, match="may not be called"):
+        metrics.report([0, 1], [.1, .2], ["a", "macro"], [0, 0])
 
 
 @pytest.mark.parametrize("name", WITH_USER)
 def test_users_that_cannot_be_right(name):
-    with pytest.raises(ValueError, match="user is missing in row 1"): call(name, [0, 1], [.1, .2], ["a", None])
-    with pytest.raises(ValueError, match="user is missing in row 0"): call(name, [0, 1], [.1, .2], [math.nan, 1.])
+    with pytest.raises(ValueError, match="user is missing in row 1"):
+        call(name, [0, 1], [.1, .2], ["a", None])
+    with pytest.raises(ValueError, match="user is missing in row 0"):
+        call(name, [0, 1], [.1, .2], [math.nan, 1.])
     with pytest.raises(ValueError, match="user has 1 rows, label has 2"): call(name, [0, 1], [.1, .2], ["a"])
-    with pytest.raises(ValueError, match="user must have one axis"): call(name, [0, 1], [.1, .2], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="user must have one axis"):
+        call(name, [0, 1], [.1, .2], [["a"], ["b"]])
 
 
 @pytest.mark.parametrize("label", [[0, 0], [1, 1]])
 def test_one_class_is_an_error(label):
-    with pytest.raises(ValueError, match=f"auc needs clicks and non-clicks, label is {label[0]} in all 2 rows"): metrics.auc(label, [.1, .2])
-    with pytest.raises(ValueError, match="none of the 2 users has both"): metrics.gauc(label, [.1, .2], ["a", "b"])
-    with pytest.raises(ValueError, match="none of the 2 users has both"): metrics.gauc([0, 1], [.1, .2], ["a", "b"])
+    with pytest.raises(ValueError,
+                       match=f"auc needs clicks and non-clicks, label is {label[0]} in all 2 rows"):
+        metrics.auc(label, [.1, .2])
+    with pytest.raises(ValueError, match="none of the 2 users has both"):
+        metrics.gauc(label, [.1, .2], ["a", "b"])
+    with pytest.raises(ValueError, match="none of the 2 users has both"):
+        metrics.gauc([0, 1], [.1, .2], ["a", "b"])
 
 
 @pytest.mark.parametrize("name", at_k)
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", True, math.nan])
 def test_wrong_k(name, k):
-    with pytest.raises(ValueError, match="k must be a whole number of 1 or more"): call(name, [0, 1], [.1, .2], k=k)
+    with pytest.raises(ValueError, match="k must be a whole number of 1 or more"):
+        call(name, [0, 1], [.1, .2], k=k)
 
 
 @pytest.mark.parametrize("name", at_k)
@@ -582,33 +630,50 @@ def test_no_click_at_all_and_whole_numbers_of_numpy(name):
     (lambda: metrics.log_loss([1], [1.5]), "score must be a probability, row 0 holds 1.5"),
     (lambda: metrics.log_loss([1], [.5], eps=.5), r"eps must lie in \[0, 0.5\)"),
     (lambda: metrics.log_loss([1], [.5], eps=-1), "eps must lie"),
-    (lambda: metrics.binary_entropy([1.1]), r"p must lie in \[0, 1\]"), (lambda: metrics.binary_divergence(.5, math.nan), r"q must lie"),
+    (lambda: metrics.binary_entropy([1.1]), r"p must lie in \[0, 1\]"),
+    (lambda: metrics.binary_divergence(.5, math.nan), r"q must lie"),
     (lambda: metrics.binary_divergence(-.5, .5), "p must lie"),
-    (lambda: metrics.mid_ranks([1, 2], [1]), "group has 1 rows"), (lambda: metrics.mid_ranks([]), "score is empty"),
+    (lambda: metrics.mid_ranks([1, 2], [1]), "group has 1 rows"),
+    (lambda: metrics.mid_ranks([]), "score is empty"),
     (lambda: metrics.mid_ranks([math.nan]), "score is NaN in row 0"),
-    (lambda: metrics.macro_average([]), "values must have one axis"), (lambda: metrics.macro_average([[1.]]), "values must have one axis"),
-    (lambda: metrics.design_effect(.5, 0), "rows_per_user must be 1 or more"), (lambda: metrics.design_effect(2, 1.5), "correlation must lie"),
-    (lambda: metrics.catalogue_coverage([], 3), "lists is empty"), (lambda: metrics.catalogue_coverage([1, 2], 3), r"wrap a single list as \[items\]"),
-    (lambda: metrics.catalogue_coverage(torch.tensor([1, 2]), 3), "wrap a single list"), (lambda: metrics.catalogue_coverage(["ab"], 3), "wrap a single list"),
+    (lambda: metrics.macro_average([]), "values must have one axis"),
+    (lambda: metrics.macro_average([[1.]]), "values must have one axis"),
+    (lambda: metrics.design_effect(.5, 0), "rows_per_user must be 1 or more"),
+    (lambda: metrics.design_effect(2, 1.5), "correlation must lie"),
+    (lambda: metrics.catalogue_coverage([], 3), "lists is empty"),
+    (lambda: metrics.catalogue_coverage([1, 2], 3), r"wrap a single list as \[items\]"),
+    (lambda: metrics.catalogue_coverage(torch.tensor([1, 2]), 3), "wrap a single list"),
+    (lambda: metrics.catalogue_coverage(["ab"], 3), "wrap a single list"),
     (lambda: metrics.catalogue_coverage([[1]], 0), "n_items must be a whole number"),
     (lambda: metrics.catalogue_coverage([[1, 2]], 1), "n_items is 1, lists holds 2 different items"),
-    (lambda: metrics.user_coverage([[1], [1]], 1), "n_users is 1, lists serves 2"), (lambda: metrics.user_coverage([[1]], 1.5), "n_users must be a whole number"),
+    (lambda: metrics.user_coverage([[1], [1]], 1), "n_users is 1, lists serves 2"),
+    (lambda: metrics.user_coverage([[1]], 1.5), "n_users must be a whole number"),
     (lambda: metrics.user_coverage([], 1), "lists is empty"),
-    (lambda: metrics.novelty([[]], [1]), "every list is empty"), (lambda: metrics.novelty([[1]], [1]), "item 1 is in lists and not in popularity"),
-    (lambda: metrics.novelty([["x"]], [1]), "indexed by item id"), (lambda: metrics.novelty([["x"]], {"y": 1}), "item x is in lists and not in"),
-    (lambda: metrics.novelty([[0]], [0, 1]), "item 0 has popularity 0.*add 1"), (lambda: metrics.novelty([[0]], [-1, 2]), "popularity must be 0 or more"),
-    (lambda: metrics.novelty([[0]], [0, 0]), "not all 0"), (lambda: metrics.novelty([[0]], [1, math.nan]), "popularity is NaN in row 1"),
+    (lambda: metrics.novelty([[]], [1]), "every list is empty"),
+    (lambda: metrics.novelty([[1]], [1]), "item 1 is in lists and not in popularity"),
+    (lambda: metrics.novelty([["x"]], [1]), "indexed by item id"),
+    (lambda: metrics.novelty([["x"]], {"y": 1}), "item x is in lists and not in"),
+    (lambda: metrics.novelty([[0]], [0, 1]), "item 0 has popularity 0.*add 1"),
+    (lambda: metrics.novelty([[0]], [-1, 2]), "popularity must be 0 or more"),
+    (lambda: metrics.novelty([[0]], [0, 0]), "not all 0"), (lambda: metrics.novelty([[0]], [1, math.nan]),
+                                                            "popularity is NaN in row 1"),
     (lambda: metrics.novelty([[0]], pd.Series([1, 2], index=[0, 0])), "popularity has an item twice"),
-    (lambda: metrics.intra_list_diversity([[0], [1]], np.eye(2)), "no list of two"), (lambda: metrics.intra_list_diversity([[0, 2]], np.eye(2)), "item 2 is in lists and not in vectors"),
-    (lambda: metrics.intra_list_diversity([[0, 1]], [[1, 0], [0, 0]]), "item 1 has a vector without a direction"),
+    (lambda: metrics.intra_list_diversity([[0], [1]], np.eye(2)), "no list of two"),
+    (lambda: metrics.intra_list_diversity([[0, 2]], np.eye(2)), "item 2 is in lists and not in vectors"),
+    (lambda: metrics.intra_list_diversity([[0, 1]], [[1, 0], [0, 0]]),
+     "item 1 has a vector without a direction"),
     (lambda: metrics.intra_list_diversity([[0, 1]], [[1, 0], [0, math.nan]]), "item 1 has a vector without"),
     (lambda: metrics.intra_list_diversity([[0, 1]], [1, 2]), r"vectors must have two axes \(n_items, K\)"),
-    (lambda: metrics.bootstrap_interval(rate, [0, 1], [0, 1], [0, 1], level=1), "level must lie between 0 and 1"),
-    (lambda: metrics.bootstrap_interval(rate, [0, 1], [0, 1], [0, 1], resamples=0), "resamples must be a whole number"),
+    (lambda: metrics.bootstrap_interval(rate, [0, 1], [0, 1], [0, 1], level=1),
+     "level must lie between 0 and 1"),
+    (lambda: metrics.bootstrap_interval(rate, [0, 1], [0, 1], [0, 1], resamples=0),
+     "resamples must be a whole number"),
     (lambda: metrics.bootstrap_interval(rate, [0, 1], [0, 1], [0, 0]), "a single user"),
-    (lambda: metrics.bootstrap_interval(rate, [0, 1], np.zeros((2, 1, 1)), [0, 1]), r"score must have axes \(n,\) or \(n, m\)"),
+    (lambda: metrics.bootstrap_interval(rate, [0, 1], np.zeros((2, 1, 1)), [0, 1]),
+     r"score must have axes \(n,\) or \(n, m\)"),
     (lambda: metrics.bootstrap_interval(rate, [0, 1], [0, 1], [0]), "user has 1 rows"),
-    (lambda: metrics.bootstrap_interval(metrics.auc, [1, 1], [0, 1], [0, 1]), "auc needs clicks and non-clicks"),
+    (lambda: metrics.bootstrap_interval(metrics.auc, [1, 1], [0, 1], [0, 1]),
+     "auc needs clicks and non-clicks"),
 ], ids=lambda x: None)
 def test_errors(run, says):
     with pytest.raises(ValueError, match=says): run()

@@ -1,6 +1,8 @@
-"""The house is open: models of a user's own, from public names alone, go every way that the package's own model goes.
+"""The house is open: models of a user's own, from public names alone, go every way that the package's own
+model goes.
 
-Each is trained by fit, put through check_recommender, saved and loaded in a fresh process, asked for lists, compared,
+Each is trained by fit, put through check_recommender, saved and loaded in a fresh process, asked for lists,
+compared,
 described by a card, and trained from the command.
 """
 import importlib
@@ -18,9 +20,29 @@ import pytest
 import torch
 from torch import nn
 
-from multiscene_rec import (Categories, EventLog, FieldEmbedding, Histories, InterestModel, KeepBest, Labels, Numbers,
-                            Preprocessor, Recommender, Schema, Sequences, Vectors, WeightedFusion, check_recommender,
-                            compare, evaluate, fit, recommend, time_split, toy_mall)
+from multiscene_rec import (
+    Categories,
+    EventLog,
+    FieldEmbedding,
+    Histories,
+    InterestModel,
+    KeepBest,
+    Labels,
+    Numbers,
+    Preprocessor,
+    Recommender,
+    Schema,
+    Sequences,
+    Vectors,
+    WeightedFusion,
+    check_recommender,
+    compare,
+    evaluate,
+    fit,
+    recommend,
+    time_split,
+    toy_mall,
+)
 from multiscene_rec.cli import main
 from multiscene_rec.contract import export_onnx, unlabelled
 from multiscene_rec.model import build, model_card, model_names
@@ -36,7 +58,8 @@ class Star(Recommender, name="test_star"):
         self.d_embed, self.hidden = d_embed, tuple(hidden)
         self.embed = FieldEmbedding(spec.fields, d_embed)
         sizes, S = (len(spec.fields)*d_embed + len(spec.dense), *self.hidden, 1), len(spec.scenarios)
-        self.shared = nn.ParameterList(nn.Parameter(torch.randn(a, b)*(2/a)**.5) for a, b in zip(sizes, sizes[1:]))
+        self.shared = nn.ParameterList(nn.Parameter(torch.randn(a, b)*(2/a)**.5) for a,
+                                       b in zip(sizes, sizes[1:]))
         self.own = nn.ParameterList(nn.Parameter(torch.ones(S, a, b)) for a, b in zip(sizes, sizes[1:]))
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(S, b)) for b in sizes[1:])
 
@@ -54,7 +77,8 @@ class Mmoe(Recommender, name="test_mmoe"):
         super().__init__(spec)
         self.d_embed, self.n_experts, self.width = d_embed, n_experts, width
         self.embed, d_in = FieldEmbedding(spec.fields, d_embed), len(spec.fields)*d_embed + len(spec.dense)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(d_in, width), nn.ReLU()) for _ in range(n_experts))
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(d_in, width), nn.ReLU())
+                                     for _ in range(n_experts))
         self.gates = nn.ModuleList(nn.Linear(d_in, n_experts) for _ in spec.tasks)
         self.towers = nn.ModuleList(nn.Linear(width, 1) for _ in spec.tasks)
 
@@ -66,14 +90,17 @@ class Mmoe(Recommender, name="test_mmoe"):
         return logits if len(self.towers) > 1 else logits.squeeze(1)
 
 
-def title_vectors(items): # A stand-in for a language model: a random direction per word of what the item is called
+# A stand-in for a language model: a random direction per word of what the item is called
+def title_vectors(items):
     words = items[[c for c in ("category", "brand") if c in items]].astype(str)
-    direction = {w: np.random.default_rng(sum(map(ord, w))).normal(size=16) for w in pd.unique(words.to_numpy().ravel())}
+    direction = {w: np.random.default_rng(sum(map(ord, w))).normal(size=16)
+                 for w in pd.unique(words.to_numpy().ravel())}
     return np.stack([sum(direction[w] for w in row) for row in words.to_numpy()])
 
 
 class Reader(Recommender, name="test_reader"):
-    "A Transformer that reads the user's last events, each by the vector of its title, and then the candidate's."
+    """A Transformer that reads the user's last events, each by the vector of its title, and then the
+    candidate's."""
     def __init__(self, spec, d=16, heads=2):
         super().__init__(spec)
         self.d, self.heads = d, heads
@@ -86,16 +113,20 @@ class Reader(Recommender, name="test_reader"):
 
     @classmethod
     def parts(cls, schema, items):
-        return (Categories(), Numbers(), Labels(), Histories(), Sequences(10), Vectors("title", items[schema.item], title_vectors(items)))
+        return (Categories(), Numbers(), Labels(), Histories(), Sequences(10),
+                Vectors("title", items[schema.item], title_vectors(items)))
 
     def forward(self, batch):
         at = batch.seq_stop.unsqueeze(1) - torch.arange(self.length, 0, -1, device=batch.device)
         absent = at < batch.seq_start.unsqueeze(1)
         at = at.clamp(min=0)
         # One more event at the end, so that a log without any can be looked into
-        item, scene, click = (torch.cat([x, x.new_zeros(1)])[at] for x in (batch.event_item, batch.event_scenario, batch.event_label))
-        past = self.title(batch.title[item]) + self.scene(scene) + self.click(click.unsqueeze(2)) + self.place.weight[:self.length]
-        asked = self.title(batch.title[batch.item_row]) + self.scene(batch.scenario) + self.place.weight[self.length]
+        item, scene, click = (torch.cat([x, x.new_zeros(1)])[at]
+                              for x in (batch.event_item, batch.event_scenario, batch.event_label))
+        past = self.title(batch.title[item]) + self.scene(scene) + self.click(
+            click.unsqueeze(2)) + self.place.weight[:self.length]
+        asked = self.title(batch.title[batch.item_row]) + self.scene(batch.scenario) + self.place.weight[
+            self.length]
         mask = torch.cat([absent, torch.zeros_like(absent[:, :1])], 1)
         h = self.body(torch.cat([past, asked.unsqueeze(1)], 1), src_key_padding_mask=mask)[:, -1]
         return self.out(torch.cat([h, h*asked], 1)).squeeze(1)
@@ -109,7 +140,8 @@ class Freshest(WeightedFusion, name="test_softer"):
         return w/w.sum(1, keepdim=True).clamp(min=1)
 
 
-MODELS = {"star": (Star, {}), "mmoe": (Mmoe, {}), "reader": (Reader, {}), "own fusion": (InterestModel, dict(fusion="test_softer"))}
+MODELS = {"star": (Star, {}), "mmoe": (Mmoe, {}), "reader": (Reader, {}),
+          "own fusion": (InterestModel, dict(fusion="test_softer"))}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +168,8 @@ def ready(shop):
 def test_it_keeps_every_promise_of_the_contract(name, ready):
     (kind, params), (prep, _, (train, *_)) = MODELS[name], ready[name]
     made = check_recommender(kind, prep.spec, train[:200], **params)
-    assert "is the same when loaded in a fresh process" in made and "goes through torch export" in made and "resumes to the bit" in made
+    assert ("is the same when loaded in a fresh process" in made and "goes through torch export" in made
+            and "resumes to the bit" in made)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,10 +188,12 @@ def test_it_is_trained_judged_compared_asked_and_described(name, ready, shop, tm
     task = dict(task="bought") if name == "mmoe" else {}
     top, mixed = (recommend(model, prep, log, 3, "home", k=5, diversity=d, **task) for d in (0., .7))
     assert len(top) == 5 and top.score.is_monotonic_decreasing and set(mixed.item_id) != set(top.item_id)
-    assert Catalogue(model, prep, log).recommend(3, "home", k=5, **task).item_id.tolist() == top.item_id.tolist()
+    assert Catalogue(model, prep, log).recommend(3, "home", k=5,
+                                                 **task).item_id.tolist() == top.item_id.tolist()
 
     rival = {"interest": lambda seed: InterestModel(prep.spec), name: lambda seed: kind(prep.spec, **params)}
-    found = compare(rival, train, valid, test, frames[2].user_id.to_numpy(), epochs=1, batch_size=256, callbacks=(KeepBest(),))
+    found = compare(rival, train, valid, test, frames[2].user_id.to_numpy(), epochs=1, batch_size=256,
+                    callbacks=(KeepBest(),))
     assert set(found.frame.model) == set(rival) and found.frame.auc.notna().any()
     card = model_card(model, batch=test[:1])
     assert kind.__name__ in card and "| total |" in card
@@ -176,24 +211,29 @@ def test_it_is_trained_and_used_from_the_command(name, shop, tmp_path, monkeypat
     sets = [word for key, value in params.items() for word in ("--set", f"{key}={value}")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
-    args = ["train", "log.csv", "--items", "items.csv", "--out", "m", "--model", word, *sets, *labels, "--epochs", "1", "--device", "cpu", "--no-progress"]
+    args = ["train", "log.csv", "--items", "items.csv", "--out", "m", "--model", word, *sets, *labels,
+            "--epochs", "1", "--device", "cpu", "--no-progress"]
     assert main(args) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert "Test rows" in told and ("bought" in told) == (name == "mmoe")
     assert kind.__name__ in (tmp_path/"m"/"model_card.md").read_text()
     assert main(["evaluate", "m", "log.csv", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[-1]["rows"] > 0
-    assert main(["recommend", "m", "--user", "3", "--scenario", "home", "-k", "4", "--diversity", "0.5", "--json"]) == 0
+    assert main(["recommend", "m", "--user", "3", "--scenario", "home", "-k", "4", "--diversity", "0.5",
+                 "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
 
 
 def test_a_model_that_is_not_imported_is_an_error_that_says_what_to_import(ready, tmp_path):
     prep = ready["star"][0]
     Star(prep.spec).save(tmp_path)
-    code = f"from multiscene_rec import Recommender\ntry: Recommender.load({str(tmp_path)!r})\nexcept ImportError as e: print(e)"
+    code = (f"from multiscene_rec import Recommender\ntry: Recommender.load({str(tmp_path)!r})\nexcept "
+            "ImportError as e: print(e)")
     env = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert "holds a model 'test_star'" in done.stdout and "import test_open first" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,
+                          timeout=120)
+    assert "holds a model 'test_star'" in done.stdout and "import test_open first" in done.stdout, (
+        done.stdout + done.stderr)
 
 
 @pytest.mark.slow
@@ -218,7 +258,8 @@ def test_the_words_of_contributing_work(ready, shop, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     kind, (prep, log, (train, valid, test)) = importlib.import_module("contributed").Logistic, ready["star"]
     assert "logistic" in model_names() and isinstance(build("logistic", prep.spec, bias=.5), kind)
-    assert "is the same when loaded in a fresh process" in check_recommender(kind, prep.spec, train[:200], skip=("learns rows by heart",))
+    assert "is the same when loaded in a fresh process" in check_recommender(kind, prep.spec, train[:200],
+        skip=("learns rows by heart",))
     model = kind(prep.spec)
     fit(model, train, valid, epochs=2, batch_size=128, callbacks=(KeepBest(),))
     assert len(recommend(model, prep, log, 3, "home", k=3)) == 3

@@ -42,7 +42,8 @@ def test_log_odds_against_many_digits(p):
 def test_log_odds_at_the_ends_and_beyond():
     assert predictor.log_odds(torch.tensor([0., 1.])).tolist() == [-math.inf, math.inf]
     for bad in (-.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"): predictor.log_odds(torch.tensor([.5, bad]))
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+            predictor.log_odds(torch.tensor([.5, bad]))
 
 
 @pytest.mark.formula("6.2")
@@ -57,7 +58,8 @@ def test_sigmoid_against_many_digits(x):
 @pytest.mark.formula("6.3")
 def test_slope_of_the_sigmoid():
     exact = [float(mpmath.diff(lambda t: 1/(1 + mpmath.exp(-t)), x)) for x in (-30, -2, 0, .5, 3, 30)]
-    torch.testing.assert_close(predictor.sigmoid_grad(f64([-30, -2, 0, .5, 3, 30])), f64(exact), rtol=1e-9, atol=0)
+    torch.testing.assert_close(predictor.sigmoid_grad(f64([-30, -2, 0, .5, 3, 30])), f64(exact), rtol=1e-9,
+                               atol=0)
     x = f64(LOGITS).requires_grad_()
     predictor.sigmoid(x).sum().backward()
     torch.testing.assert_close(x.grad, predictor.sigmoid_grad(x.detach()), rtol=1e-10, atol=0)
@@ -84,7 +86,9 @@ def test_bce_against_scikit_learn():
 @pytest.mark.formula("6.6")
 def test_gradient_by_differences():
     y, x = [1., 0., .3, 1.], [-2., .5, 0., 3.]
-    def loss(v): return np.mean([-(b*math.log(plain_sigmoid(a)) + (1 - b)*math.log(1 - plain_sigmoid(a))) for a, b in zip(v, y)])
+    def loss(v):
+        return np.mean([-(b*math.log(plain_sigmoid(a)) + (1 - b)*math.log(1 - plain_sigmoid(a))) for a,
+                        b in zip(v, y)])
     np.testing.assert_allclose(predictor.bce_grad(f64(x), f64(y)), slope(loss, x), rtol=1e-7, atol=1e-10)
 
 
@@ -110,13 +114,16 @@ def test_loss_from_logits_against_many_digits():
             return -(b*mpmath.log(p) + (1 - mpmath.mpf(b))*mpmath.log(1 - p))
         exact = float(sum(map(term, LOGITS, y))/len(y))
     assert predictor.bce_with_logits(f64(LOGITS), f64(y)).item() == pytest.approx(exact, rel=1e-12)
-    assert predictor.bce_with_logits(torch.tensor(LOGITS), torch.tensor(y)).item() == pytest.approx(exact, rel=1e-6)
+    assert predictor.bce_with_logits(torch.tensor(LOGITS), torch.tensor(y)).item() == pytest.approx(exact,
+        rel=1e-6)
 
 
-@given(st.lists(st.tuples(st.floats(-1000, 1000, width=32), st.floats(0, 1, width=32)), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.floats(-1000, 1000, width=32), st.floats(0, 1, width=32)), min_size=1,
+                max_size=20))
 def test_loss_and_gradient_against_torch(rows):
     logits, label = (torch.tensor(column) for column in zip(*rows))
-    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_() # in float32 theirs cancels digits
+    # in float32 theirs cancels digits
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
     a = predictor.bce_with_logits(ours, label)
     b = torch.nn.functional.binary_cross_entropy_with_logits(theirs, label.double())
     a.backward(); b.backward()
@@ -126,7 +133,8 @@ def test_loss_and_gradient_against_torch(rows):
 
 
 INF = math.inf
-ENDS = [(INF, 1., 0.), (-INF, 0., 0.), (INF, 0., INF), (-INF, 1., INF), (INF, .3, INF), (-INF, .3, INF)] # log-odds, label, loss
+# log-odds, label, loss
+ENDS = [(INF, 1., 0.), (-INF, 0., 0.), (INF, 0., INF), (-INF, 1., INF), (INF, .3, INF), (-INF, .3, INF)]
 
 
 @pytest.mark.parametrize("ell, y, expected", ENDS)
@@ -148,15 +156,18 @@ def test_infinite_log_odds_leave_their_neighbours_alone():
         logits = logits.clone().requires_grad_()
         loss = predictor.bce_with_logits(logits, label)
         loss.backward()
-        cost = [-(y*math.log(plain_sigmoid(x)) + (1 - y)*math.log(1 - plain_sigmoid(x))) for x, y in near[:3].tolist()]
+        cost = [-(y*math.log(plain_sigmoid(x)) + (1 - y)*math.log(1 - plain_sigmoid(x))) for x,
+                y in near[:3].tolist()]
         assert loss.item() == (math.inf if len(ends) > 2 else pytest.approx(sum(cost)/6, rel=1e-12))
         assert logits.grad.isfinite().all()
-        expected = [(plain_sigmoid(x) if x > -700 else 0.) - y for x, y in zip(logits.tolist(), label.tolist())]
+        expected = [(plain_sigmoid(x) if x > -700 else 0.) - y for x,
+                    y in zip(logits.tolist(), label.tolist())]
         torch.testing.assert_close(logits.grad*len(logits), f64(expected))
 
 
 def test_log_odds_that_are_nan_are_not_hidden():
-    for y in (0., .5, 1.): assert predictor.bce_with_logits(torch.tensor([0., math.nan]), torch.tensor([0., y])).isnan()
+    for y in (0., .5, 1.):
+        assert predictor.bce_with_logits(torch.tensor([0., math.nan]), torch.tensor([0., y])).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -184,7 +195,8 @@ class Loss(torch.nn.Module):
 def test_the_loss_is_exported_whole():
     label = torch.tensor([1., 0.])
     exported = torch.export.export(Loss(), (torch.zeros(2), label)).module()
-    for second, loss in ((-math.inf, 0), (math.inf, math.inf)): assert exported(torch.tensor([math.inf, second]), label).item() == loss
+    for second, loss in ((-math.inf, 0), (math.inf, math.inf)):
+        assert exported(torch.tensor([math.inf, second]), label).item() == loss
 
 
 @pytest.mark.slow
@@ -199,8 +211,10 @@ def test_the_loss_compiles_in_one_graph():
 
 
 def test_small_losses_keep_their_digits():
-    assert predictor.bce_with_logits(torch.tensor([-15.]), torch.zeros(1)).item() == pytest.approx(math.exp(-15), rel=1e-5)
-    assert predictor.bce_with_logits(torch.tensor([15.]), torch.ones(1)).item() == pytest.approx(math.exp(-15), rel=1e-5)
+    assert predictor.bce_with_logits(torch.tensor([-15.]), torch.zeros(1)).item() == pytest.approx(
+        math.exp(-15), rel=1e-5)
+    assert predictor.bce_with_logits(torch.tensor([15.]), torch.ones(1)).item() == pytest.approx(
+        math.exp(-15), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -212,8 +226,10 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 def test_integer_labels_and_what_is_refused():
-    assert predictor.bce_with_logits(torch.zeros(2), torch.tensor([0, 1])).item() == pytest.approx(math.log(2))
-    with pytest.raises(ValueError, match="same shape"): predictor.bce_with_logits(torch.zeros(4, 1), torch.zeros(4))
+    assert predictor.bce_with_logits(torch.zeros(2), torch.tensor([0, 1])).item() == pytest.approx(
+        math.log(2))
+    with pytest.raises(ValueError, match="same shape"):
+        predictor.bce_with_logits(torch.zeros(4, 1), torch.zeros(4))
     with pytest.raises(ValueError, match="no rows"): predictor.bce_with_logits(torch.zeros(0), torch.zeros(0))
 
 
@@ -241,8 +257,10 @@ def test_head_by_loops(hidden):
 
 
 def test_head_refuses():
-    with pytest.raises(ValueError, match="axis 'd_in': expected 4, got 3"): predictor.InterestPredictor(4)(torch.zeros(2, 3))
-    for d_in, hidden, name in ((0, (), "d_in"), (4, (8, 0), "hidden: every width"), (4, (2.5,), "hidden: every width")):
+    with pytest.raises(ValueError, match="axis 'd_in': expected 4, got 3"):
+        predictor.InterestPredictor(4)(torch.zeros(2, 3))
+    for d_in, hidden, name in ((0, (), "d_in"), (4, (8, 0), "hidden: every width"),
+                               (4, (2.5,), "hidden: every width")):
         says = f"^{name} must be a whole number of 1 or more"
         with pytest.raises(ValueError, match=says): predictor.InterestPredictor(d_in, hidden)
 
@@ -280,7 +298,8 @@ def test_calibration_table_by_loops(bins):
     r = np.random.default_rng(bins)
     p, y = r.random(60)**2, r.integers(2, size=60)
     for label, prob in ((y, p), (torch.tensor(y), torch.tensor(p)), (y.tolist(), p.tolist())):
-        pd.testing.assert_frame_equal(predictor.calibration_table(label, prob, bins), table_by_loops(y, p, bins), rtol=1e-9, atol=1e-12)
+        pd.testing.assert_frame_equal(predictor.calibration_table(label, prob, bins),
+                                      table_by_loops(y, p, bins), rtol=1e-9, atol=1e-12)
 
 
 def test_calibration_against_scikit_learn():
@@ -300,7 +319,8 @@ def test_calibration_error_against_torchmetrics():
     g = torch.Generator().manual_seed(0)
     p = torch.rand(500, generator=g)
     y = (torch.rand(500, generator=g) < p**2).long()
-    assert predictor.expected_calibration_error(y, p, bins=8) == pytest.approx(judge(p, y, n_bins=8, norm="l1").item(), abs=1e-5)
+    assert predictor.expected_calibration_error(y, p, bins=8) == pytest.approx(judge(p, y, n_bins=8,
+        norm="l1").item(), abs=1e-5)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.integers(1, 15))
@@ -325,7 +345,8 @@ def test_noise_is_the_spread_of_the_gap():
     ([1, 0], [.5], 10, "same length"), ([], [], 10, "same length"), ([[1]], [[.5]], 10, "same length"),
     ([1, 0], [.5, 3.], 10, "prob must lie in .* row 1 is 3.0"), ([2], [.5], 10, "label must lie"),
     ([1], [math.nan], 10, "prob must lie"),
-    ([1], [.5], 0, "bins must be a whole number of 1 or more"), ([1], [.5], 2.5, "bins must be a whole number of 1 or more")])
+    ([1], [.5], 0, "bins must be a whole number of 1 or more"),
+    ([1], [.5], 2.5, "bins must be a whole number of 1 or more")])
 def test_calibration_refuses(label, prob, bins, says):
     for f in (predictor.calibration_table, predictor.expected_calibration_error, predictor.plot_calibration):
         with pytest.raises(ValueError, match=says): f(label, prob, bins)
@@ -392,7 +413,8 @@ def test_newton_step_is_the_top_of_the_parabola():
     theta = np.array([.2, .1, -.4])
     p = special.expit(o + X @ theta)
     P, grad = np.eye(3) + X.T @ np.diag(p*(1 - p)) @ X, m - theta + X.T @ (y - p)
-    top = optimize.minimize(lambda d: .5*d @ P @ d - grad @ d, np.zeros(3), jac=lambda d: P @ d - grad, tol=1e-12).x
+    top = optimize.minimize(lambda d: .5*d @ P @ d - grad @ d, np.zeros(3), jac=lambda d: P @ d - grad,
+                            tol=1e-12).x
     np.testing.assert_allclose(predictor.newton_step(*map(f64, (theta, X, y, o, m))), theta + top, rtol=1e-6)
 
 
@@ -446,13 +468,16 @@ def test_where_full_newton_steps_swing_for_ever():
 
 
 def test_laplace_without_a_past_is_the_prior():
-    mode, cov = predictor.laplace_posterior(torch.zeros(2, 0, 3), torch.zeros(2, 0), torch.zeros(2, 0), torch.arange(6.).view(2, 3))
+    mode, cov = predictor.laplace_posterior(torch.zeros(2, 0, 3), torch.zeros(2, 0), torch.zeros(2, 0),
+                                            torch.arange(6.).view(2, 3))
     assert torch.equal(mode, torch.arange(6.).view(2, 3)) and torch.equal(cov, torch.eye(3).expand(2, 3, 3))
 
 
-@pytest.mark.parametrize("X, y, o, m", [((4, 2), (3,), (3,), (2,)), ((4, 2), (4,), (3,), (2,)), ((4, 2), (4,), (4,), (3,)), ((5, 4, 2), (5, 4), (5, 4), (2,))])
+@pytest.mark.parametrize("X, y, o, m", [((4, 2), (3,), (3,), (2,)), ((4, 2), (4,), (3,), (2,)),
+                                        ((4, 2), (4,), (4,), (3,)), ((5, 4, 2), (5, 4), (5, 4), (2,))])
 def test_laplace_refuses_shapes(X, y, o, m):
-    with pytest.raises(ValueError, match="do not fit"): predictor.laplace_posterior(*map(torch.zeros, (X, y, o, m)))
+    with pytest.raises(ValueError, match="do not fit"):
+        predictor.laplace_posterior(*map(torch.zeros, (X, y, o, m)))
 
 
 # The average of the sigmoid
@@ -475,24 +500,32 @@ def test_probit_average_against_quadrature(mu, var):
 
 
 def test_probit_average_refuses_a_negative_variance():
-    with pytest.raises(ValueError, match="var must be 0 or larger"): predictor.probit_average(torch.zeros(2), torch.tensor([1., -1.]))
+    with pytest.raises(ValueError, match="var must be 0 or larger"):
+        predictor.probit_average(torch.zeros(2), torch.tensor([1., -1.]))
 
 
 # The observable ceiling
 
 def little_mall(T=2, K=2, n_users=5, n_items=6, n=60, seed=0, strength=1.5):
-    "A mall of the agreed form whose ids are neither 0..n-1 nor in order, and whose log is not in order of time."
+    """A mall of the agreed form whose ids are neither 0..n-1 nor in order, and whose log is not in order
+    of time."""
     r = np.random.default_rng(seed)
     users = pd.DataFrame(dict(user_id=[f"u{k}" for k in r.permutation(n_users)]))
     items = pd.DataFrame(dict(item_id=100 + 7*r.permutation(n_items)))
-    mall = SimpleNamespace(users=users, items=items, scenarios=("home", "cart"), loading=r.normal(size=(2, T)), bias=np.array([-.5, .4]),
-                           strength=np.array([strength, .8*strength]), item_vectors=r.normal(size=(n_items, K)),
-                           item_effect=r.normal(size=n_items)*.3, prior_mean=r.normal(size=(n_users, T, K))*.5)
+    mall = SimpleNamespace(users=users, items=items, scenarios=("home", "cart"),
+                           loading=r.normal(size=(2, T)), bias=np.array([-.5, .4]),
+                           strength=np.array([strength, .8*strength]),
+                           item_vectors=r.normal(size=(n_items, K)),
+                           item_effect=r.normal(size=n_items)*.3,
+                           prior_mean=r.normal(size=(n_users, T, K))*.5)
     mall.tastes = mall.prior_mean + r.normal(size=mall.prior_mean.shape)
-    u, i, s = r.integers(n_users - 1, size=n), r.integers(n_items, size=n), r.integers(2, size=n)  # the last user has no event
+    # the last user has no event
+    u, i, s = r.integers(n_users - 1, size=n), r.integers(n_items, size=n), r.integers(2, size=n)
     ell = [logit(mall, mall.tastes[a], b, c) for a, b, c in zip(u, i, s)]
-    mall.events = pd.DataFrame(dict(user_id=users.user_id.to_numpy()[u], item_id=items.item_id.to_numpy()[i], scenario=np.array(mall.scenarios)[s],
-                                    timestamp=r.integers(15, size=n), clicked=(r.random(n) < special.expit(ell)).astype(int)),
+    mall.events = pd.DataFrame(dict(user_id=users.user_id.to_numpy()[u], item_id=items.item_id.to_numpy()[i],
+                                    scenario=np.array(mall.scenarios)[s],
+                                    timestamp=r.integers(15, size=n),
+                                    clicked=(r.random(n) < special.expit(ell)).astype(int)),
                                index=r.permutation(n) + 1000)
     return mall
 
@@ -506,12 +539,14 @@ def logit(mall, taste, i, s):
 
 
 def places(mall, event):
-    return (mall.users.user_id.tolist().index(event.user_id), mall.items.item_id.tolist().index(event.item_id),
+    return (mall.users.user_id.tolist().index(event.user_id),
+            mall.items.item_id.tolist().index(event.item_id),
             mall.scenarios.index(event.scenario))
 
 
 def past_of(mall, event):
-    return [e for e in mall.events.itertuples() if e.user_id == event.user_id and e.timestamp < event.timestamp]
+    return [e for e in mall.events.itertuples() if e.user_id == event.user_id
+            and e.timestamp < event.timestamp]
 
 
 def slow_ceiling(mall, event):
@@ -524,7 +559,8 @@ def slow_ceiling(mall, event):
         ell = np.array([logit(mall, taste, j, c) for j, c, _ in past])
         return .5*((theta - m)**2).sum() + (np.logaddexp(0, ell) - ell*[y for _, _, y in past]).sum()
     peak = optimize.minimize(minus, m, tol=1e-9).x
-    rows = np.array([[logit(mall, e.reshape(shape), j, c) - logit(mall, 0*e.reshape(shape), j, c) for e in np.eye(len(m))] for j, c, _ in [*past, (i, s, 0)]])
+    rows = np.array([[logit(mall, e.reshape(shape), j, c) - logit(mall, 0*e.reshape(shape), j, c)
+                      for e in np.eye(len(m))] for j, c, _ in [*past, (i, s, 0)]])
     P = np.eye(len(m))
     for row, (j, c, _) in zip(rows, past):
         p = special.expit(logit(mall, peak.reshape(shape), j, c))
@@ -541,7 +577,8 @@ def test_design_rows_by_loops():
     for row, shift, event in zip(x, o, mall.events.itertuples()):
         u, i, s = places(mall, event)
         assert shift == pytest.approx(logit(mall, 0*mall.tastes[u], i, s), rel=1e-12)
-        assert shift + row @ mall.tastes[u].ravel() == pytest.approx(logit(mall, mall.tastes[u], i, s), rel=1e-9)
+        assert shift + row @ mall.tastes[u].ravel() == pytest.approx(logit(mall, mall.tastes[u], i, s),
+            rel=1e-9)
 
 
 @pytest.mark.formula("6.20")
@@ -564,17 +601,20 @@ def test_ceiling_against_quadrature_over_one_taste():
         log_p = -.5*(grid - mall.prior_mean[u, 0, 0])**2
         for e in past_of(mall, event):
             _, j, c = places(mall, e)
-            p = special.expit(mall.bias[c] + mall.item_effect[j] + mall.strength[c]*mall.loading[c, 0]*mall.item_vectors[j, 0]*grid)
+            p = special.expit(mall.bias[c] + mall.item_effect[j]
+                              + mall.strength[c]*mall.loading[c, 0]*mall.item_vectors[j, 0]*grid)
             log_p += np.log(p if e.clicked else 1 - p)
         weight = np.exp(log_p - log_p.max())
-        p = special.expit(mall.bias[s] + mall.item_effect[i] + mall.strength[s]*mall.loading[s, 0]*mall.item_vectors[i, 0]*grid)
+        p = special.expit(mall.bias[s] + mall.item_effect[i]
+                          + mall.strength[s]*mall.loading[s, 0]*mall.item_vectors[i, 0]*grid)
         exact.append((weight*p).sum()/weight.sum())
     off = np.abs(predictor.observable_ceiling(mall, mall.events) - exact)
     assert off.mean() < .01 and off.max() < .05
 
 
 def test_ceiling_against_importance_sampling():
-    "On the toy mall itself, eight numbers per user: draws from a wide Student t, weighted by prior and likelihood."
+    """On the toy mall itself, eight numbers per user: draws from a wide Student t, weighted by prior and
+    likelihood."""
     mall = data.toy_mall(n_users=200, n_items=80, n_events=5000, seed=3)
     events = mall.events.iloc[-400::10]
     x_log, o_log = predictor.design_rows(mall, mall.events)
@@ -582,8 +622,10 @@ def test_ceiling_against_importance_sampling():
     r, exact = np.random.default_rng(0), []
     for x, o, event in zip(x_new, o_new, events.itertuples()):
         past = ((mall.events.user_id == event.user_id) & (mall.events.timestamp < event.timestamp)).to_numpy()
-        X, shift, y, m = x_log[past], o_log[past], mall.events.clicked.to_numpy()[past], mall.prior_mean[event.user_id].ravel()
-        def minus(t): return .5*((t - m)**2).sum() + (np.logaddexp(0, shift + X @ t) - y*(shift + X @ t)).sum()
+        X, shift, y, m = x_log[past], o_log[past], mall.events.clicked.to_numpy()[
+            past], mall.prior_mean[event.user_id].ravel()
+        def minus(t):
+            return .5*((t - m)**2).sum() + (np.logaddexp(0, shift + X @ t) - y*(shift + X @ t)).sum()
         fit = optimize.minimize(minus, m)
         proposal = stats.multivariate_t(fit.x, fit.hess_inv, df=5, seed=r)
         theta = proposal.rvs(4000)
@@ -603,9 +645,12 @@ def test_ceiling_sees_only_the_strict_past():
     for row in (10, 30, 50):
         event = events.iloc[[row]]
         later = mall.events.timestamp >= event.timestamp.item()
-        turned = SimpleNamespace(**{**vars(mall), "events": mall.events.assign(clicked=np.where(later, 1 - mall.events.clicked, mall.events.clicked))})
+        turned = SimpleNamespace(**{**vars(mall),
+            "events": mall.events.assign(clicked=np.where(later, 1 - mall.events.clicked,
+                                                          mall.events.clicked))})
         assert predictor.observable_ceiling(turned, event)[0] == pytest.approx(full[row], abs=1e-9)
-        others = SimpleNamespace(**{**vars(mall), "events": mall.events[mall.events.user_id == event.user_id.item()]})
+        others = SimpleNamespace(**{**vars(mall),
+                                    "events": mall.events[mall.events.user_id == event.user_id.item()]})
         assert predictor.observable_ceiling(others, event)[0] == pytest.approx(full[row], abs=1e-9)
 
 
@@ -628,7 +673,8 @@ def test_ceiling_at_its_edges():
     m = mall.prior_mean.reshape(5, -1)[[places(mall, e)[0] for e in mall.events.itertuples()]]
     prior = special.expit((o + (x*m).sum(1))/np.sqrt(1 + math.pi*(x**2).sum(1)/8))
     np.testing.assert_allclose(predictor.observable_ceiling(empty, mall.events), prior, atol=1e-12)
-    still = SimpleNamespace(**{**vars(mall), "strength": np.zeros(2)})  # tastes do not matter: nothing to learn
+    # tastes do not matter: nothing to learn
+    still = SimpleNamespace(**{**vars(mall), "strength": np.zeros(2)})
     np.testing.assert_allclose(predictor.observable_ceiling(still, mall.events), special.expit(o), atol=1e-12)
 
 
@@ -649,7 +695,8 @@ def test_ceiling_names_what_is_unknown(column, value):
     mall = little_mall()
     events = mall.events.copy()
     events.iloc[3, events.columns.get_loc(column)] = value
-    with pytest.raises(ValueError, match=f"column '{column}', row 3: .*{value}"): predictor.observable_ceiling(mall, events)
+    with pytest.raises(ValueError, match=f"column '{column}', row 3: .*{value}"):
+        predictor.observable_ceiling(mall, events)
     if column != "user_id":
         with pytest.raises(ValueError, match=f"column '{column}', row 3"): predictor.design_rows(mall, events)
 
@@ -659,7 +706,8 @@ def test_ceiling_lies_between_the_prior_and_the_truth_and_is_calibrated():
     rows = mall.events.iloc[-8000:]
     first_day = SimpleNamespace(**{**vars(mall), "events": mall.events[:0]})
     y = f64(rows.clicked.to_numpy(float))
-    prior, ceiling, truth = (f64(p) for p in (predictor.observable_ceiling(first_day, rows), predictor.observable_ceiling(mall, rows), mall.truth(rows)))
+    prior, ceiling, truth = (f64(p) for p in (predictor.observable_ceiling(first_day, rows),
+                                              predictor.observable_ceiling(mall, rows), mall.truth(rows)))
     assert predictor.bce(truth, y) + .02 < predictor.bce(ceiling, y) < predictor.bce(prior, y) - .02
     assert predictor.expected_calibration_error(y, ceiling) < .04
 

@@ -1,8 +1,19 @@
-"A gradient per row goes through the public hooks of fit: Opacus replaces the optimizer in a callback (extra privacy)."
+"""A gradient per row goes through the public hooks of fit: Opacus replaces the optimizer in a callback
+(extra privacy)."""
 import pytest
 import torch
 
-from multiscene_rec import Callback, EventLog, InterestModel, KeepBest, Preprocessor, fit, set_seed, time_split, toy_mall
+from multiscene_rec import (
+    Callback,
+    EventLog,
+    InterestModel,
+    KeepBest,
+    Preprocessor,
+    fit,
+    set_seed,
+    time_split,
+    toy_mall,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +27,8 @@ class Private(Callback):
         from opacus import GradSampleModule
         from opacus.optimizers import DPOptimizer
         self.hooks = GradSampleModule(run.model, batch_first=True, loss_reduction="mean")
-        run.optimizer = DPOptimizer(run.optimizer, noise_multiplier=self.noise, max_grad_norm=self.clip, expected_batch_size=self.batch_size)
+        run.optimizer = DPOptimizer(run.optimizer, noise_multiplier=self.noise, max_grad_norm=self.clip,
+                                    expected_batch_size=self.batch_size)
 
     def end(self, run): self.hooks.remove_hooks()
 
@@ -45,7 +57,8 @@ def test_each_row_gets_a_gradient_of_its_own(data):
     model.loss(rows).backward()
     for name, p in model.named_parameters():
         assert p.grad_sample.shape[0] == len(rows), name
-        torch.testing.assert_close(p.grad_sample, torch.stack([g[name] for g in alone]), atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(p.grad_sample, torch.stack([g[name] for g in alone]), atol=1e-5, rtol=1e-4,
+                                   msg=name)
     wrapped.remove_hooks()
 
 
@@ -53,10 +66,13 @@ def test_fit_trains_with_clipped_gradients_and_noise(data):
     spec, train, valid = data
     go = dict(epochs=2, batch_size=256, lr=3e-3, device="cpu")
     logs, models = {}, {}
-    for name, extra in {"plain": (), "wide": (Private(256, clip=1e6),), "private": (Private(256, clip=.5, noise=1.),)}.items():
+    for name, extra in {"plain": (), "wide": (Private(256, clip=1e6),),
+                        "private": (Private(256, clip=.5, noise=1.),)}.items():
         set_seed(0)
         models[name] = InterestModel(spec)
         logs[name] = fit(models[name], train[:1024], valid, callbacks=(KeepBest(), *extra), **go).frame
     # With room for every gradient and without noise it is the plain run, up to rounding
-    torch.testing.assert_close(torch.tensor(logs["wide"].train_loss), torch.tensor(logs["plain"].train_loss), atol=1e-3, rtol=0)
-    assert logs["private"].train_loss.notna().all() and not torch.equal(*(next(models[n].predictors.parameters()) for n in ("plain", "private")))
+    torch.testing.assert_close(torch.tensor(logs["wide"].train_loss), torch.tensor(logs["plain"].train_loss),
+                               atol=1e-3, rtol=0)
+    assert logs["private"].train_loss.notna().all() and not torch.equal(
+        *(next(models[n].predictors.parameters()) for n in ("plain", "private")))

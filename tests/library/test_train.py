@@ -1,4 +1,5 @@
-"""Second opinions on training: optimisers by plain loops and torch.optim, fit step by step, every promised error."""
+"""Second opinions on training: optimisers by plain loops and torch.optim, fit step by step, every promised
+error."""
 import builtins
 import contextlib
 import errno
@@ -43,7 +44,8 @@ def prepared(**options):
 
 
 def small():
-    "Spec and batches: 4800 rows to train on, so that an epoch is a fraction of a second; and the users of the test rows."
+    """Spec and batches: 4800 rows to train on, so that an epoch is a fraction of a second; and the users
+    of the test rows."""
     _, spec, parts, frames = prepared(n_users=250, n_items=60, n_events=6000)
     return spec, *parts, frames[2].user_id.to_numpy()
 
@@ -67,10 +69,12 @@ def fit(m, rows, valid=None, checkpoint=None, resume=False, patience=None, besid
 def weights(m): return {k: v.detach().clone() for k, v in m.state_dict().items()}
 
 
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
-# The optimisers -------------------------------------------------------------------------------------------------------
+# The optimisers
+# -------------------------------------------------------------------------------------------------------
 
 def slopes(seed, n=200, size=5):
     "A sequence of gradients of very different sizes, in float64."
@@ -91,7 +95,8 @@ def by_torch(make, gs):
 
 def by_us(step, n_state, gs):
     "The same with one of our steps."
-    w, state, path = torch.ones(gs.shape[1], dtype=torch.float64), [torch.zeros(gs.shape[1], dtype=torch.float64)]*n_state, []
+    w, state, path = torch.ones(gs.shape[1], dtype=torch.float64), [torch.zeros(gs.shape[1],
+        dtype=torch.float64)]*n_state, []
     for t, g in enumerate(gs, 1):
         w, *state = step(w, g, *state, t)
         path.append(w)
@@ -106,7 +111,8 @@ def test_sgd(lr):
                                by_torch(lambda p: torch.optim.SGD(p, lr=lr), gs), rtol=0, atol=1e-7)
     w = [1., 2.]
     for g in ([.5, -1.], [3., .25]): w = [a - lr*b for a, b in zip(w, g)]
-    ours = train.sgd_step(train.sgd_step(torch.tensor([1., 2.]), torch.tensor([.5, -1.]), lr), torch.tensor([3., .25]), lr)
+    ours = train.sgd_step(train.sgd_step(torch.tensor([1., 2.]), torch.tensor([.5, -1.]), lr),
+                          torch.tensor([3., .25]), lr)
     assert ours.tolist() == pytest.approx(w, abs=1e-6)
 
 
@@ -115,7 +121,8 @@ def test_sgd(lr):
 def test_momentum(mu):
     gs = slopes(1)
     torch.testing.assert_close(by_us(lambda w, g, v, t: train.momentum_step(w, g, v, .01, mu), 1, gs),
-                               by_torch(lambda p: torch.optim.SGD(p, lr=.01, momentum=mu), gs), rtol=0, atol=1e-7)
+                               by_torch(lambda p: torch.optim.SGD(p, lr=.01, momentum=mu), gs), rtol=0,
+                               atol=1e-7)
     v = torch.zeros(5, dtype=torch.float64)
     for g in gs[:30]: _, v = train.momentum_step(g, g, v, .01, mu)
     unrolled = sum(mu**(29 - i)*gs[i] for i in range(30))
@@ -126,13 +133,16 @@ def test_momentum(mu):
 @pytest.mark.parametrize("betas,eps", [((.9, .999), 1e-8), ((.5, .9), 1e-3), ((0., 0.), 1e-8)])
 def test_adam(betas, eps):
     gs = slopes(2)
-    torch.testing.assert_close(by_us(lambda w, g, m, v, t: train.adam_step(w, g, m, v, t, .03, betas, eps), 2, gs),
-                               by_torch(lambda p: torch.optim.Adam(p, lr=.03, betas=betas, eps=eps), gs), rtol=0, atol=1e-7)
+    torch.testing.assert_close(by_us(lambda w, g, m, v, t: train.adam_step(w, g, m, v, t, .03, betas, eps), 2,
+                                     gs),
+                               by_torch(lambda p: torch.optim.Adam(p, lr=.03, betas=betas, eps=eps), gs),
+                               rtol=0, atol=1e-7)
     g, w, m, v = [float(x[0]) for x in gs[:5]], 1., 0., 0.
     for t, x in enumerate(g, 1):
         m, v = betas[0]*m + (1 - betas[0])*x, betas[1]*v + (1 - betas[1])*x*x
         w -= .03*(m/(1 - betas[0]**t))/(math.sqrt(v/(1 - betas[1]**t)) + eps)
-    assert by_us(lambda w, g, m, v, t: train.adam_step(w, g, m, v, t, .03, betas, eps), 2, gs)[4, 0].item() == pytest.approx(w, abs=1e-12)
+    assert by_us(lambda w, g, m, v, t: train.adam_step(w, g, m, v, t, .03, betas, eps), 2, gs)[4,
+        0].item() == pytest.approx(w, abs=1e-12)
 
 
 def test_adam_does_not_see_the_scale_of_the_loss():
@@ -149,7 +159,8 @@ def test_debias_is_a_weighted_mean(beta, t, seed):
     m = 0.
     for x in g: m = beta*m + (1 - beta)*x
     share = np.array([beta**(t - i) for i in range(1, t + 1)])
-    assert train.debias(torch.tensor(m, dtype=torch.float64), beta, t).item() == pytest.approx(np.average(g, weights=share), rel=1e-8)
+    assert train.debias(torch.tensor(m, dtype=torch.float64), beta, t).item() == pytest.approx(np.average(g,
+        weights=share), rel=1e-8)
 
 
 @pytest.mark.formula("9.2")
@@ -165,7 +176,8 @@ def test_batch_noise_over_all_batches(B):
 @settings(max_examples=100)
 def test_shrink_rate_is_the_spectral_radius(curvature, lr, mu):
     matrix = np.array([[1 + mu - lr*curvature, -mu], [1, 0]])
-    assert train.shrink_rate(curvature, lr, mu) == pytest.approx(np.abs(np.linalg.eigvals(matrix)).max(), rel=1e-4, abs=1e-6)
+    assert train.shrink_rate(curvature, lr, mu) == pytest.approx(np.abs(np.linalg.eigvals(matrix)).max(),
+        rel=1e-4, abs=1e-6)
 
 
 def test_shrink_rate_is_seen_on_the_way():
@@ -173,7 +185,8 @@ def test_shrink_rate_is_seen_on_the_way():
     for _ in range(400):
         w, v = train.momentum_step(w, 3.*w, v, .05, .6)
         far.append(abs(w.item()))
-    assert (max(far[-40:])/max(far[-80:-40]))**(1/40) == pytest.approx(train.shrink_rate(3., .05, .6), rel=.02)
+    assert (max(far[-40:])/max(far[-80:-40]))**(1/40) == pytest.approx(train.shrink_rate(3., .05, .6),
+        rel=.02)
 
 
 @pytest.mark.parametrize("kappa", [4., 50.])
@@ -187,10 +200,13 @@ def test_tuned_momentum_is_best_on_a_grid(kappa):
 
 
 @pytest.mark.parametrize("call,says", [
-    (lambda: train.batch_noise(1., 4, 5), "from 1 to n_rows = 4"), (lambda: train.batch_noise(1., 4, 0), "from 1 to n_rows"),
+    (lambda: train.batch_noise(1., 4, 5), "from 1 to n_rows = 4"),
+    (lambda: train.batch_noise(1., 4, 0), "from 1 to n_rows"),
     (lambda: train.batch_noise(-1., 4, 2), "std must be 0 or more"),
-    (lambda: train.shrink_rate(0., .1), "above 0"), (lambda: train.shrink_rate(1., 0.), "above 0"), (lambda: train.shrink_rate(1., .1, 1.), "below 1"),
-    (lambda: train.debias(torch.ones(1), .9, 0), "counts steps from 1"), (lambda: train.debias(torch.ones(1), 1., 1), "below 1"),
+    (lambda: train.shrink_rate(0., .1), "above 0"), (lambda: train.shrink_rate(1., 0.), "above 0"),
+    (lambda: train.shrink_rate(1., .1, 1.), "below 1"),
+    (lambda: train.debias(torch.ones(1), .9, 0), "counts steps from 1"),
+    (lambda: train.debias(torch.ones(1), 1., 1), "below 1"),
     (lambda: train.adam_step(*[torch.ones(1)]*4, t=0), "counts steps from 1"),
     (lambda: train.adam_step(*[torch.ones(1)]*4, t=1, betas=(.9, 1.)), "below 1"),
 ])
@@ -198,7 +214,8 @@ def test_errors_of_the_formulas(call, says):
     with pytest.raises(ValueError, match=says): call()
 
 
-# fit ------------------------------------------------------------------------------------------------------------------
+# fit --------------------------------------------------------------------------------------------------------
+# ----------
 
 def test_one_step_of_fit_is_one_step_of_adam(tiny):
     spec, rows = tiny[0], tiny[1]
@@ -206,28 +223,33 @@ def test_one_step_of_fit_is_one_step_of_adam(tiny):
     before = dict(m.named_parameters())
     loss = predictor.bce_with_logits(m(rows), rows.label)
     found = torch.autograd.grad(loss, list(before.values()), allow_unused=True)
-    wanted = {name: train.adam_step(w.detach(), torch.zeros_like(w) if g is None else g, torch.zeros_like(w), torch.zeros_like(w), 1, lr=1e-3)[0]
+    wanted = {name: train.adam_step(w.detach(), torch.zeros_like(w) if g is None else g, torch.zeros_like(w),
+                                    torch.zeros_like(w), 1, lr=1e-3)[0]
               for (name, w), g in zip(before.items(), found)}
     history = fit(m, rows, epochs=1, batch_size=len(rows), lr=1e-3)
     assert history.frame.train_loss.item() == pytest.approx(loss.item(), abs=1e-5)
     for (name, w), g in zip(m.named_parameters(), found):
-        sure = torch.zeros_like(w, dtype=torch.bool) if g is None else g.abs() > 1e-6 # below, the sign is rounding
+        # below, the sign is rounding
+        sure = torch.zeros_like(w, dtype=torch.bool) if g is None else g.abs() > 1e-6
         torch.testing.assert_close(w[sure], wanted[name][sure], rtol=0, atol=1e-5)
 
 
 def test_loss_of_an_epoch_is_the_mean_over_rows(tiny):
-    "The last batch is smaller and must not count as a whole one; with a step of nearly nothing the model stands still."
+    """The last batch is smaller and must not count as a whole one; with a step of nearly nothing the model
+    stands still."""
     spec, rows = tiny[0], tiny[1]
     m = fresh(spec)
     with torch.no_grad(): loss = predictor.bce_with_logits(m(rows), rows.label).item()
     assert len(rows) % 700 not in (0, 699)
-    assert fit(m, rows, epochs=1, batch_size=700, lr=1e-12).frame.train_loss.item() == pytest.approx(loss, abs=1e-6)
+    assert fit(m, rows, epochs=1, batch_size=700, lr=1e-12).frame.train_loss.item() == pytest.approx(loss,
+        abs=1e-6)
 
 
 def test_thirty_two_rows_by_heart(tiny):
     spec, rows = tiny[0], tiny[1]
     assert 0 < rows[-32:].label.mean() < 1
-    history = fit(fresh(spec, widths=(64, 32), hidden=(64,), d_embed=8), rows[-32:], epochs=150, batch_size=32, lr=1e-2)
+    history = fit(fresh(spec, widths=(64, 32), hidden=(64,), d_embed=8), rows[-32:], epochs=150,
+                  batch_size=32, lr=1e-2)
     assert history.frame.train_loss.iloc[-1] < .01
 
 
@@ -236,11 +258,13 @@ def test_validation_loss_chooses_the_epoch(tiny):
     m = fresh(spec)
     history = fit(m, rows, valid, **GO | dict(epochs=8, lr=2e-2))
     frame = history.frame
-    assert list(frame.columns) == ["epoch", "train_loss", "valid_loss", "valid_auc"] and frame.epoch.tolist() == list(range(1, 9))
+    assert list(frame.columns) == ["epoch", "train_loss", "valid_loss",
+                                   "valid_auc"] and frame.epoch.tolist() == list(range(1, 9))
     assert history.best_epoch == frame.epoch[frame.valid_loss.argmin()] < 8
     prob = train.predict(m, valid)
     best = frame.set_index("epoch").loc[history.best_epoch]
-    assert torch.nn.functional.binary_cross_entropy(prob.double(), valid.label.double()).item() == pytest.approx(best.valid_loss, abs=1e-5)
+    assert torch.nn.functional.binary_cross_entropy(prob.double(),
+        valid.label.double()).item() == pytest.approx(best.valid_loss, abs=1e-5)
     assert metrics.auc(valid.label, prob) == pytest.approx(best.valid_auc, abs=1e-6)
     assert not m.training
     cut = fresh(spec)
@@ -262,7 +286,8 @@ def test_soft_labels_have_a_loss_and_no_auc(tiny):
     history = fit(m, rows, soft, **GO)
     assert history.frame.valid_loss.notna().all() and history.frame.valid_auc.isna().all()
     found, prob = train.evaluate(m, soft), train.predict(m, soft).double()
-    assert found["loss"] == pytest.approx(nn.functional.binary_cross_entropy(prob, soft.label.double()).item(), abs=1e-6)
+    assert found["loss"] == pytest.approx(nn.functional.binary_cross_entropy(prob,
+        soft.label.double()).item(), abs=1e-6)
     assert math.isnan(found["auc"])
 
 
@@ -322,22 +347,30 @@ def test_any_module_can_be_trained_and_resumed(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("change,says", [
-    (dict(epochs=0), "epochs must be a whole number of 1 or more, got 0"), (dict(epochs=1.5), "epochs"), (dict(epochs=True), "epochs"),
-    (dict(batch_size=0), "batch_size must be a whole number"), (dict(lr=0), "lr must be above 0"), (dict(lr=-1.), "lr must be above 0"),
+    (dict(epochs=0), "epochs must be a whole number of 1 or more, got 0"), (dict(epochs=1.5), "epochs"),
+    (dict(epochs=True), "epochs"),
+    (dict(batch_size=0), "batch_size must be a whole number"), (dict(lr=0), "lr must be above 0"),
+    (dict(lr=-1.), "lr must be above 0"),
     (dict(lr=float("nan")), "lr must be above 0"), (dict(lr=float("inf")), "finite"),
-    (dict(precision="fp16"), "precision 'fp16' is unknown; choose fp32 or bf16"), (dict(device="gpu"), "unknown device"),
-    (dict(train="none"), "train has no rows"), (dict(valid="none"), "valid has no rows; pass None to train without validation"),
+    (dict(precision="fp16"), "precision 'fp16' is unknown; choose fp32 or bf16"),
+    (dict(device="gpu"), "unknown device"),
+    (dict(train="none"), "train has no rows"),
+    (dict(valid="none"), "valid has no rows; pass None to train without validation"),
     (dict(train="unlabelled"), "train has no labels: transform a frame that holds the label's column"),
-    (dict(valid="unlabelled"), "valid has no labels"), (dict(train="frame"), r"train is a table; a model reads a Batch: pass prep.transform\(frame, log\)"),
-    (dict(valid="frame"), "valid is a table"), (dict(train="list"), r"train is a list; it needs batches\(size, shuffle, seed, shard\), as a Batch has"),
-    (dict(callbacks=(KeepBest,)), r"callbacks holds the class KeepBest; write KeepBest\(\)"), (dict(callbacks=KeepBest()), r"callbacks is a single one; write a tuple"),
+    (dict(valid="unlabelled"), "valid has no labels"),
+    (dict(train="frame"), r"train is a table; a model reads a Batch: pass prep.transform\(frame, log\)"),
+    (dict(valid="frame"), "valid is a table"),
+    (dict(train="list"), r"train is a list; it needs batches\(size, shuffle, seed, shard\), as a Batch has"),
+    (dict(callbacks=(KeepBest,)), r"callbacks holds the class KeepBest; write KeepBest\(\)"),
+    (dict(callbacks=KeepBest()), r"callbacks is a single one; write a tuple"),
     (dict(callbacks=("KeepBest",)), "callbacks holds a str; expected objects"),
 ])
 def test_wrong_arguments_are_named_before_any_work(tiny, change, says):
     spec, rows, valid = tiny[:3]
     m, change = fresh(spec), dict(change)
     before = weights(m)
-    kinds = {"none": lambda x: x[:0], "unlabelled": unlabelled, "frame": lambda x: pd.DataFrame(dict(a=[1])), "list": lambda x: [1, 2], None: lambda x: x}
+    kinds = {"none": lambda x: x[:0], "unlabelled": unlabelled, "frame": lambda x: pd.DataFrame(dict(a=[1])),
+             "list": lambda x: [1, 2], None: lambda x: x}
     given = [kinds[change.pop(name, None)](x) for name, x in (("train", rows), ("valid", valid))]
     with pytest.raises(ValueError, match=says): train.fit(m, *given, **GO | change)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
@@ -346,26 +379,41 @@ def test_wrong_arguments_are_named_before_any_work(tiny, change, says):
 def unlabelled(batch): return Batch({k: v for k, v in batch.rows.items() if k != "label"}, batch.tables)
 
 
-@pytest.mark.wrong("train is a table; a model reads a Batch: pass prep.transform(frame, log)", cause="A frame was given to fit.",
-                   remedy="Fit a Preprocessor on the training rows and pass prep.transform(frame, log).", area="training")
-@pytest.mark.wrong("train has no labels: transform a frame that holds the label's column", cause="The frame had no column with the answers, so the batch has none.",
-                   remedy="Transform rows that were shown and answered; to score others use predict.", area="training")
-@pytest.mark.wrong("callbacks holds …; expected objects of Callback's subclasses", cause="The brackets are missing.", remedy="Pass an object: callbacks=(KeepBest(),).", area="training")
+@pytest.mark.wrong("train is a table; a model reads a Batch: pass prep.transform(frame, log)",
+                   cause="A frame was given to fit.",
+                   remedy="Fit a Preprocessor on the training rows and pass prep.transform(frame, log).",
+                   area="training")
+@pytest.mark.wrong("train has no labels: transform a frame that holds the label's column",
+                   cause="The frame had no column with the answers, so the batch has none.",
+                   remedy="Transform rows that were shown and answered; to score others use predict.",
+                   area="training")
+@pytest.mark.wrong("callbacks holds …; expected objects of Callback's subclasses",
+                   cause="The brackets are missing.", remedy="Pass an object: callbacks=(KeepBest(),).",
+                   area="training")
 def test_the_words_for_what_is_no_batch_and_no_callback(tiny):
     spec, rows = tiny[:2]
-    for call, says in ((lambda: train.fit(fresh(spec), pd.DataFrame()), "train is a table; a model reads a Batch: pass prep.transform(frame, log)"),
-                       (lambda: train.predict(fresh(spec), pd.DataFrame()), "batch is a table; a model reads a Batch: pass prep.transform(frame, log)"),
-                       (lambda: train.fit(fresh(spec), unlabelled(rows)), "train has no labels: transform a frame that holds the label's column"),
-                       (lambda: train.fit(fresh(spec), rows, callbacks=(KeepBest,)), "callbacks holds the class KeepBest; write KeepBest(); expected objects of Callback's subclasses")):
+    for call, says in ((lambda: train.fit(fresh(spec), pd.DataFrame()),
+                        "train is a table; a model reads a Batch: pass prep.transform(frame, log)"),
+                       (lambda: train.predict(fresh(spec), pd.DataFrame()),
+                        "batch is a table; a model reads a Batch: pass prep.transform(frame, log)"),
+                       (lambda: train.fit(fresh(spec), unlabelled(rows)),
+                        "train has no labels: transform a frame that holds the label's column"),
+                       (lambda: train.fit(fresh(spec), rows, callbacks=(KeepBest,)),
+                        "callbacks holds the class KeepBest; write KeepBest(); expected objects of "
+                        "Callback's subclasses")):
         with pytest.raises(ValueError, match=re.escape(says)): call()
 
 
-@pytest.mark.wrong("model is the class InterestModel; make one first: InterestModel(spec)", cause="The class was given in place of a model.",
+@pytest.mark.wrong("model is the class InterestModel; make one first: InterestModel(spec)",
+                   cause="The class was given in place of a model.",
                    remedy="Write InterestModel(prep.spec).", area="training")
 def test_what_is_no_model(tiny):
     spec, rows = tiny[:2]
-    for given, says in ((model.InterestModel, r"model is the class InterestModel; make one first: InterestModel\(spec\)$"),
-                        (lambda batch: batch.dense[:, 0], "model is a function, expected a Recommender or another torch module|model is a <lambda>, expected a Recommender"),
+    for given, says in ((model.InterestModel,
+                         r"model is the class InterestModel; make one first: InterestModel\(spec\)$"),
+                        (lambda batch: batch.dense[:, 0],
+                            "model is a function, expected a Recommender or another torch module|model is a "
+                            "<lambda>, expected a Recommender"),
                         (nn.Identity(), "Identity has no parameter to learn")):
         with pytest.raises(ValueError, match=says): train.fit(given, rows, **GO)
 
@@ -380,40 +428,61 @@ class Linear(nn.Module):
     def forward(self, batch): return self.spoil(self.linear(batch.dense))
 
 
-@pytest.mark.wrong("the model returned shape (256, 1) for 256 rows, expected (256,), or (256, T) for T tasks: end its forward with .squeeze(1)",
-                   cause="The last layer has one output, and its axis is still there.", remedy="End forward with .squeeze(1).", area="training")
+@pytest.mark.wrong(
+    "the model returned shape (256, 1) for 256 rows, expected (256,), or (256, T) for T tasks: end its "
+    "forward with .squeeze(1)",
+                   cause="The last layer has one output, and its axis is still there.",
+    remedy="End forward with .squeeze(1).", area="training")
 @pytest.mark.wrong("the model returned a tuple, expected log-odds in a tensor of shape (B,) or (B, T)",
-                   cause="forward returns more than the log-odds, such as weights beside them.", remedy="Return the log-odds alone; what else there is belongs into explain.",
+                   cause="forward returns more than the log-odds, such as weights beside them.",
+                   remedy="Return the log-odds alone; what else there is belongs into explain.",
                    area="training")
 def test_models_that_return_something_else(tiny):
     rows = tiny[1]
-    for spoil, says in ((lambda x: x, "the model returned shape (256, 1) for 256 rows, expected (256,), or (256, T) for T tasks: end its forward with .squeeze(1)"),
-                        (lambda x: (x[:, 0], None), "the model returned a tuple, expected log-odds in a tensor of shape (B,) or (B, T)"),
-                        (lambda x: x.mean(), "the model returned shape () for 256 rows"), (lambda x: x[:-1, 0], "the model returned shape (255,) for 256 rows"),
-                        (lambda x: x.expand(-1, 2), "the model returned shape (512, 2) for labels of shape (512,) and tasks clicked: one column per task")):
+    for spoil, says in ((lambda x: x,
+        "the model returned shape (256, 1) for 256 rows, expected (256,), or (256, T) for T tasks: end its "
+        "forward with .squeeze(1)"),
+                        (lambda x: (x[:, 0], None),
+                         "the model returned a tuple, expected log-odds in a tensor of shape (B,) or (B, T)"),
+                        (lambda x: x.mean(), "the model returned shape () for 256 rows"),
+                        (lambda x: x[:-1, 0], "the model returned shape (255,) for 256 rows"),
+                        (lambda x: x.expand(-1, 2),
+                            "the model returned shape (512, 2) for labels of shape (512,) and tasks clicked: "
+                            "one column per task")):
         m = Linear(rows.dense.shape[1], spoil)
         with pytest.raises(ValueError, match=re.escape(says)): train.fit(m, rows, **GO, callbacks=())
-    with pytest.raises(ValueError, match="returned shape .*squeeze"): train.predict(Linear(rows.dense.shape[1], lambda x: x), rows)
-    with pytest.raises(ValueError, match="one column per task"): train.evaluate(Linear(rows.dense.shape[1], lambda x: x.expand(-1, 2)), rows)
+    with pytest.raises(ValueError, match="returned shape .*squeeze"):
+        train.predict(Linear(rows.dense.shape[1], lambda x: x), rows)
+    with pytest.raises(ValueError, match="one column per task"):
+        train.evaluate(Linear(rows.dense.shape[1], lambda x: x.expand(-1, 2)), rows)
 
 
 @pytest.mark.wrong("… returns probabilities: it must return log-odds, without a sigmoid at the end",
-                   cause="forward ends in a sigmoid. The loss takes log-odds, so the model would learn slowly and wrongly.",
+                   cause="forward ends in a sigmoid. The loss takes log-odds, so the model would learn "
+                         "slowly and wrongly.",
                    remedy="Take the sigmoid out; predict applies it.", area="training")
 def test_probabilities_get_a_warning_and_log_odds_none(tiny):
     rows = tiny[1]
-    with pytest.warns(UserWarning, match="Linear returns probabilities: it must return log-odds, without a sigmoid at the end"):
+    with pytest.warns(UserWarning,
+                      match="Linear returns probabilities: it must return log-odds, without a sigmoid at the "
+                            "end"):
         train.fit(Linear(rows.dense.shape[1], lambda x: x[:, 0].sigmoid()), rows, **GO, callbacks=())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for m in (Linear(rows.dense.shape[1], lambda x: x[:, 0]), fresh(tiny[0])): train.fit(m, rows, **GO, callbacks=())
+        for m in (Linear(rows.dense.shape[1], lambda x: x[:, 0]), fresh(tiny[0])):
+            train.fit(m, rows, **GO, callbacks=())
 
 
-@pytest.mark.wrong("fit needs gradients, and they are switched off: call it outside torch.no_grad() and torch.inference_mode()",
-                   cause="The call stands inside torch.no_grad() or torch.inference_mode().", remedy="Take it out of there.", area="training")
+@pytest.mark.wrong(
+    "fit needs gradients, and they are switched off: call it outside torch.no_grad() and "
+    "torch.inference_mode()",
+                   cause="The call stands inside torch.no_grad() or torch.inference_mode().",
+    remedy="Take it out of there.", area="training")
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_gradients_that_are_switched_off(tiny, off):
-    with off(), pytest.raises(ValueError, match=r"fit needs gradients, and they are switched off: call it outside torch.no_grad\(\) and torch.inference_mode\(\)"):
+    with off(), pytest.raises(ValueError,
+        match=r"fit needs gradients, and they are switched off: call it outside torch.no_grad\(\) and "
+              r"torch.inference_mode\(\)"):
         train.fit(fresh(tiny[0]), tiny[1], **GO)
 
 
@@ -425,17 +494,24 @@ def test_a_patience_below_one():
                    cause="A GPU was named, and PyTorch sees none, or fewer.",
                    remedy="Leave device at 'auto', or install a PyTorch built for your GPU.", area="training")
 def test_a_device_that_is_not_there(tiny):
-    with pytest.raises(RuntimeError, match="device 'cuda:99' was asked for but this machine has none; use 'auto' or 'cpu'"): fit(fresh(tiny[0]), tiny[1], **GO, device="cuda:99")
+    with pytest.raises(RuntimeError,
+                       match="device 'cuda:99' was asked for but this machine has none; use 'auto' or 'cpu'"):
+        fit(fresh(tiny[0]), tiny[1], **GO, device="cuda:99")
 
 
 @pytest.mark.wrong("epoch …: the loss is nan; lower lr (…) or look for huge inputs",
-                   cause="The steps were so long that the weights ran away, or an input is so large that float32 overflows.",
-                   remedy="Divide lr by ten. If that does not help, look at the largest values of your numeric columns.", area="training")
+                   cause="The steps were so long that the weights ran away, or an input is so large that "
+                         "float32 overflows.",
+                   remedy="Divide lr by ten. If that does not help, look at the largest values of your "
+                          "numeric columns.", area="training")
 def test_a_loss_that_is_not_finite(tiny):
     dense = tiny[1].dense.clone()
     dense[7] = float("inf")
-    rows = Batch._of(tiny[1].rows | dict(dense=dense), tiny[1].tables) # a Batch made from outside would be refused
-    with pytest.raises(FloatingPointError, match=r"epoch 1: the loss is nan; lower lr \(0.004\) or look for huge inputs$"): fit(fresh(tiny[0]), rows, **GO)
+    # a Batch made from outside would be refused
+    rows = Batch._of(tiny[1].rows | dict(dense=dense), tiny[1].tables)
+    with pytest.raises(FloatingPointError,
+                       match=r"epoch 1: the loss is nan; lower lr \(0.004\) or look for huge inputs$"):
+        fit(fresh(tiny[0]), rows, **GO)
 
 
 class Sick(model.InterestModel, name="sick"):
@@ -449,8 +525,10 @@ class Sick(model.InterestModel, name="sick"):
         return found + (found.sum() - found.sum().detach())*math.inf if self.weights else found*math.nan
 
 
-@pytest.mark.parametrize("weights,says", [(False, "the loss is nan"), (True, "(the loss is nan|a weight is not finite any more)")])
-def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_and_the_best_weights(tiny, tmp_path, weights, says):
+@pytest.mark.parametrize("weights,says",
+    [(False, "the loss is nan"), (True, "(the loss is nan|a weight is not finite any more)")])
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_and_the_best_weights(tiny, tmp_path, weights,
+    says):
     spec, rows, valid = tiny[:3]
     per, go = math.ceil(len(rows)/512), GO | dict(epochs=5)
     def sick(left, seed=0):
@@ -460,7 +538,9 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_and_the_best_weigh
         return m
     two, ill = fresh(spec), sick(3*per - 1)
     fit(two, rows, valid, **go | dict(epochs=2))
-    kept = f"epoch 3: {says}; lower lr \\(0.004\\) or look for huge inputs; {tmp_path} still holds the state after epoch 2"
+    kept = (f"epoch 3: {says}; lower lr \\(0.004\\) or look for huge inputs; {tmp_path} still holds the "
+            "state "
+            "after epoch 2")
     with pytest.raises(FloatingPointError, match=kept): fit(ill, rows, valid, **go, checkpoint=tmp_path)
     assert same(two, ill) and not ill.training
     again = sick(0)
@@ -475,14 +555,17 @@ def test_training_labels_of_one_class_are_allowed_and_validation_ones_have_no_au
     spec, rows, valid = tiny[:3]
     none, few = (with_parts(x, label=torch.zeros_like(x.label)) for x in (rows, valid))
     frame = fit(fresh(spec), none, few, **GO).frame
-    assert frame.valid_auc.isna().all() and frame.valid_loss.notna().all() and frame.train_loss.iloc[1] < frame.train_loss.iloc[0]
+    assert frame.valid_auc.isna().all() and frame.valid_loss.notna().all() and frame.train_loss.iloc[
+        1] < frame.train_loss.iloc[0]
 
 
-# Beside the steps -----------------------------------------------------------------------------------------------------
+# Beside the steps
+# -----------------------------------------------------------------------------------------------------
 
 class Told(Callback):
     "Writes down when it is called."
-    def __init__(self, name, said, order=0, fails=None): self.name, self.said, self.order, self.fails = name, said, order, fails
+    def __init__(self, name, said, order=0, fails=None):
+        self.name, self.said, self.order, self.fails = name, said, order, fails
 
     def _tell(self, when):
         self.said.append((self.name, when))
@@ -497,10 +580,12 @@ class Told(Callback):
 
 def test_callbacks_are_called_in_order(tiny):
     said, per = [], math.ceil(len(tiny[1])/1024)
-    callbacks = tuple(Told(name, said, order) for name, order in (("late", 1), ("a", 0), ("b", 0), ("early", -1)))
+    callbacks = tuple(Told(name, said, order) for name, order in (("late", 1), ("a", 0), ("b", 0),
+        ("early", -1)))
     train.fit(fresh(tiny[0]), tiny[1], epochs=2, batch_size=1024, callbacks=callbacks)
     names = ["early", "a", "b", "late"]
-    one = [(n, "batch") for _ in range(per) for n in names] + [(n, when) for when in ("steps", "epoch") for n in names]
+    one = [(n, "batch") for _ in range(per) for n in names] + [(n, when) for when in ("steps", "epoch")
+        for n in names]
     assert said == [(n, "begin") for n in names] + 2*one + [(n, "end") for n in reversed(names)]
 
 
@@ -509,9 +594,11 @@ def test_callbacks_that_began_are_told_of_the_end_after_an_error(tiny, fails):
     said = []
     callbacks = Told("a", said), Told("b", said, fails=fails), Told("c", said)
     m = fresh(tiny[0])
-    with pytest.raises(OSError, match="planted"): train.fit(m, tiny[1], epochs=1, batch_size=1024, callbacks=callbacks)
+    with pytest.raises(OSError, match="planted"):
+        train.fit(m, tiny[1], epochs=1, batch_size=1024, callbacks=callbacks)
     began = ["a", "b"] if fails == "begin" else ["a", "b", "c"]
-    assert [n for n, when in said if when == "begin"] == began and [n for n, when in said if when == "end"] == began[::-1]
+    assert [n for n, when in said if when == "begin"] == began and [n for n, when in said
+        if when == "end"] == began[::-1]
     assert not m.training
 
 
@@ -533,7 +620,8 @@ def test_a_callback_that_replaces_the_optimizer_takes_effect(tiny, when):
     train.fit(m, rows, epochs=2, batch_size=1000, lr=1e-3, callbacks=(Swap(),))
     for epoch in range(2):
         plain = when == "begin" or epoch == 1
-        steps = torch.optim.SGD(hand.parameters(), lr=.05) if plain else torch.optim.Adam(hand.parameters(), lr=1e-3, fused=True)
+        steps = torch.optim.SGD(hand.parameters(), lr=.05) if plain else torch.optim.Adam(hand.parameters(),
+            lr=1e-3, fused=True)
         hand.zero_grad()
         hand.loss(next(rows.batches(1000, shuffle=True, seed=epoch + 1))).backward()
         steps.step()
@@ -560,15 +648,21 @@ def test_default_callbacks_stop_early_and_keep_the_best(tiny):
     assert same(a, b) and len(one.frame) == len(two.frame) == one.best_epoch + 2 < 30
 
 
-@pytest.mark.wrong("KeepBest watches 'valid_gauc'; the log has epoch, train_loss, valid_loss, valid_auc: name one of them, watch=...",
-                   cause="The column is not in the log: a slip, or an evaluate of your own that does not give it.", remedy="Name a column that is there.", area="training")
+@pytest.mark.wrong(
+    "KeepBest watches 'valid_gauc'; the log has epoch, train_loss, valid_loss, valid_auc: name one of them, "
+    "watch=...",
+                   cause="The column is not in the log: a slip, or an evaluate of your own that does not "
+                         "give it.", remedy="Name a column that is there.", area="training")
 def test_keep_best_watches_another_column(tiny):
     spec, rows, valid = tiny[:3]
     go = GO | dict(epochs=7, lr=2e-2)
     for watch, larger in (("valid_auc", True), ("valid_auc", False), ("train_loss", False)):
         log = train.fit(fresh(spec), rows, valid, **go, callbacks=(KeepBest(watch=watch, larger=larger),))
-        assert log.best_epoch == log.frame.epoch[log.frame[watch].argmax() if larger else log.frame[watch].argmin()]
-    with pytest.raises(ValueError, match="KeepBest watches 'valid_gauc'; the log has epoch, train_loss, valid_loss, valid_auc: name one of them, watch=..."):
+        assert log.best_epoch == log.frame.epoch[log.frame[watch].argmax() if larger
+                                                 else log.frame[watch].argmin()]
+    with pytest.raises(ValueError,
+                       match="KeepBest watches 'valid_gauc'; the log has epoch, train_loss, valid_loss, "
+                             "valid_auc: name one of them, watch=..."):
         train.fit(fresh(spec), rows, valid, **GO, callbacks=(KeepBest(watch="valid_gauc"),))
 
 
@@ -580,7 +674,8 @@ def test_an_evaluate_of_ones_own(tiny):
         return dict(loss=np.float32(1/len(seen)), rows=torch.tensor(len(batch)))
     frame = fit(fresh(spec), rows, valid, **GO, evaluate=judge).frame
     assert list(frame.columns) == ["epoch", "train_loss", "valid_loss", "valid_rows", "valid_auc"]
-    assert frame.valid_loss.tolist() == [1., .5] and frame.valid_rows.tolist() == [len(valid)]*2 and [n for _, n in seen] == [len(valid)]*2
+    assert frame.valid_loss.tolist() == [1., .5] and frame.valid_rows.tolist() == [len(valid)]*2 and [n for _,
+        n in seen] == [len(valid)]*2
 
 
 class Stream:
@@ -619,12 +714,15 @@ def test_several_tasks():
     spec, (rows, valid, test), frames = two_tasks()
     m = fresh(spec)
     log = fit(m, rows, valid, **GO | dict(epochs=3))
-    assert list(log.frame.columns) == ["epoch", "train_loss", "valid_loss", "valid_auc_clicked", "valid_auc_bought"]
+    assert list(log.frame.columns) == ["epoch", "train_loss", "valid_loss", "valid_auc_clicked",
+                                       "valid_auc_bought"]
     prob, best = train.predict(m, valid), log.frame.set_index("epoch").loc[log.best_epoch]
     assert prob.shape == (len(valid), 2) and log.frame.train_loss.iloc[-1] < log.frame.train_loss.iloc[0]
-    bce = [nn.functional.binary_cross_entropy(prob[:, k].double(), valid.label[:, k].double()).item() for k in (0, 1)]
+    bce = [nn.functional.binary_cross_entropy(prob[:, k].double(), valid.label[:, k].double()).item()
+           for k in (0, 1)]
     assert best.valid_loss == pytest.approx(sum(bce), abs=1e-5)
-    for k, name in enumerate(("clicked", "bought")): assert best[f"valid_auc_{name}"] == pytest.approx(metrics.auc(valid.label[:, k], prob[:, k]))
+    for k, name in enumerate(("clicked", "bought")):
+        assert best[f"valid_auc_{name}"] == pytest.approx(metrics.auc(valid.label[:, k], prob[:, k]))
     table = train.report_of(m, test, frames[2].user_id.to_numpy())
     assert set(table.task) == {"clicked", "bought"}
     for k, name in enumerate(("clicked", "bought")):
@@ -632,7 +730,8 @@ def test_several_tasks():
         assert found == pytest.approx(metrics.auc(test.label[:, k], train.predict(m, test)[:, k]))
 
 
-# Checkpoints ----------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ----------------------------------------------------------------------------------------------------------
 
 class Killed(Callback):
     "Ends the run in the middle of an epoch, as Ctrl-C does."
@@ -645,7 +744,8 @@ class Killed(Callback):
         if self.left < 0: raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("options", [{}, dict(fusion="attention+own"), dict(fusion="none"), dict(heads="per_scenario")], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(fusion="attention+own"), dict(fusion="none"),
+                                     dict(heads="per_scenario")], ids=str)
 def test_resume_at_the_end_of_an_epoch_gives_the_same_bits(tiny, tmp_path, options):
     spec, rows, valid = tiny[:3]
     whole, cut, rest = (fresh(spec, **options) for _ in range(3))
@@ -663,13 +763,15 @@ def test_resume_after_a_kill_inside_an_epoch_gives_the_same_bits(tiny, tmp_path,
     go = GO | dict(epochs=4, seed=2, precision=precision)
     whole, doomed, rest = fresh(spec), fresh(spec), fresh(spec)
     fit(whole, rows, valid, **go)
-    with pytest.raises(KeyboardInterrupt): fit(doomed, rows, valid, **go, checkpoint=tmp_path, beside=(Killed(steps),))
+    with pytest.raises(KeyboardInterrupt):
+        fit(doomed, rows, valid, **go, checkpoint=tmp_path, beside=(Killed(steps),))
     history = fit(rest, rows, valid, **go, checkpoint=tmp_path, resume=True)
     assert same(whole, rest) and len(history.frame) == 4
 
 
 class Counting(torch.optim.Optimizer):
-    "Signed steps that shrink with a count; its state holds a number, a list and nothing, and no tensor but one."
+    """Signed steps that shrink with a count; its state holds a number, a list and nothing, and no tensor
+    but one."""
     def __init__(self, parameters, lr): super().__init__(parameters, dict(lr=lr, powers=(.5, .25), word="x"))
 
     @torch.no_grad()
@@ -700,8 +802,10 @@ class Slower(Callback):
 
 
 @pytest.mark.parametrize("make", [
-    lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=.9), lambda p, lr: torch.optim.AdamW(p, lr=lr, amsgrad=True), Counting,
-    lambda p, lr: torch.optim.SGD([dict(params=list(p)[:2], momentum=.5)], lr=lr), lambda p, lr: torch.optim.Adam(p, lr=torch.tensor(lr)),
+    lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=.9), lambda p,
+    lr: torch.optim.AdamW(p, lr=lr, amsgrad=True), Counting,
+    lambda p, lr: torch.optim.SGD([dict(params=list(p)[:2], momentum=.5)], lr=lr), lambda p,
+    lr: torch.optim.Adam(p, lr=torch.tensor(lr)),
 ], ids=["momentum", "amsgrad", "numbers", "one group", "lr as a tensor"])
 def test_any_optimizer_and_a_schedule_resume_to_the_bit(tiny, tmp_path, make):
     spec, rows, valid = tiny[:3]
@@ -726,16 +830,22 @@ class Late(Callback):
         if self.back: self._swap(run)
 
 
-@pytest.mark.wrong("… holds the state of a SGD, and the optimizer is a Adam: a callback that exchanges the optimizer does so in restore too",
-                   cause="A callback exchanged the optimizer during the run, and the resumed run began with the first one.",
+@pytest.mark.wrong(
+    "… holds the state of a SGD, and the optimizer is a Adam: a callback that exchanges the optimizer does "
+    "so in restore too",
+                   cause="A callback exchanged the optimizer during the run, and the resumed run began with "
+                         "the first one.",
                    remedy="Let its restore exchange it as well.", area="training")
 def test_an_optimizer_that_was_exchanged_on_the_way(tiny, tmp_path):
     spec, rows, valid = tiny[:3]
     whole, rest = fresh(spec), fresh(spec)
     fit(whole, rows, valid, **GO | dict(epochs=4), beside=(Late(True),))
     fit(fresh(spec), rows, valid, **GO, beside=(Late(True),), checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="checkpoint.json holds the state of a SGD, and the optimizer is a Adam: a callback that exchanges the optimizer does so in restore too"):
-        fit(fresh(spec), rows, valid, **GO | dict(epochs=4), beside=(Late(False),), checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError,
+                       match="checkpoint.json holds the state of a SGD, and the optimizer is a Adam: a "
+                             "callback that exchanges the optimizer does so in restore too"):
+        fit(fresh(spec), rows, valid, **GO | dict(epochs=4), beside=(Late(False),), checkpoint=tmp_path,
+            resume=True)
     fit(rest, rows, valid, **GO | dict(epochs=4), beside=(Late(True),), checkpoint=tmp_path, resume=True)
     assert same(whole, rest)
 
@@ -747,10 +857,12 @@ def test_resume_keeps_the_best_weights_and_the_patience_of_before(tiny, tmp_path
     one = fit(whole, rows, valid, **go, patience=1)
     assert one.best_epoch == len(one.frame) - 1 < 8
     for epochs in range(1, 10):
-        history = fit(rest if epochs == 9 else fresh(spec), rows, valid, **go | dict(epochs=epochs), patience=1, checkpoint=tmp_path, resume=epochs > 1)
+        history = fit(rest if epochs == 9 else fresh(spec), rows, valid, **go | dict(epochs=epochs),
+                      patience=1, checkpoint=tmp_path, resume=epochs > 1)
     assert same(whole, rest)
     pd.testing.assert_frame_equal(one.frame, history.frame, check_exact=True)
-    longer = fit(fresh(spec), rows, valid, **go, patience=3, checkpoint=tmp_path, resume=True) # more patience than before goes on
+    # more patience than before goes on
+    longer = fit(fresh(spec), rows, valid, **go, patience=3, checkpoint=tmp_path, resume=True)
     assert len(longer.frame) > len(one.frame)
 
 
@@ -781,13 +893,19 @@ def test_without_resume_the_checkpoint_is_replaced(tiny, tmp_path):
     assert same(a, b)
 
 
-@pytest.mark.parametrize("module,name,file", [(builtins, "open", "next.safetensors"), (os, "replace", "next.safetensors"),
-                                              (builtins, "open", "checkpoint.json"), (os, "replace", "checkpoint.json")])
-@pytest.mark.wrong("No space left on device: free space or name another folder; the file that was there before is untouched",
+@pytest.mark.parametrize("module,name,file", [(builtins, "open", "next.safetensors"),
+                                              (os, "replace", "next.safetensors"),
+                                              (builtins, "open", "checkpoint.json"),
+                                              (os, "replace", "checkpoint.json")])
+@pytest.mark.wrong(
+    "No space left on device: free space or name another folder; the file that was there before is untouched",
                    cause="The disk filled up while a checkpoint was being written.",
-                   remedy="Free space and call fit again with Checkpoint(FOLDER, resume=True): the checkpoint of the epoch before is whole. The model in memory holds its best weights.",
+                   remedy="Free space and call fit again with Checkpoint(FOLDER, resume=True): the "
+                          "checkpoint of the epoch before is whole. The model in memory holds its best "
+                          "weights.",
                    area="files")
-def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tiny, tmp_path, monkeypatch, module, name, file):
+def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tiny, tmp_path, monkeypatch,
+    module, name, file):
     spec, rows = tiny[:2]
     whole, cut, rest, go = fresh(spec), fresh(spec), fresh(spec), GO | dict(epochs=3)
     fit(whole, rows, **go)
@@ -799,18 +917,24 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tin
         return real(path, *args, **options)
     with monkeypatch.context() as patch:
         patch.setattr(module, name, full)
-        with pytest.raises(OSError, match=f"No space left on device: free space or name another folder; the file that was there before is untouched: .*{file}'$"):
+        with pytest.raises(OSError,
+            match="No space left on device: free space or name another folder; the file that was there "
+                  f"before is untouched: .*{file}'$"):
             fit(cut, rows, **go, checkpoint=tmp_path)
     assert not list(tmp_path.glob("*.part")) and epochs_in(tmp_path) == 1 and not cut.training
     fit(rest, rows, **go, checkpoint=tmp_path, resume=True)
     assert same(whole, rest) and [p.name for p in sorted(tmp_path.iterdir())] == NAMES
 
 
-@pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")])
-@pytest.mark.wrong("training was not begun, because its checkpoint of … MB cannot be written: Read-only file system: free space or name another folder; the file that was there before is untouched",
+@pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"),
+    (errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")])
+@pytest.mark.wrong(
+    "training was not begun, because its checkpoint of … MB cannot be written: Read-only file system: free "
+    "space or name another folder; the file that was there before is untouched",
                    cause="The folder for the checkpoint cannot be written to, or the disk is full.",
                    remedy="Name a folder that you may write to, with that much room.", area="files")
-def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny, tmp_path, monkeypatch, number, text):
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny, tmp_path, monkeypatch,
+    number, text):
     spec, rows = tiny[:2]
     m = fresh(spec)
     fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path)
@@ -820,28 +944,37 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny
         return real(path, mode, *args, **options)
     monkeypatch.setattr(builtins, "open", shut)
     for resume in (True, False):
-        with pytest.raises(OSError, match=rf"training was not begun, because its checkpoint of 0\.1 MB cannot be written: {text}: free space or name another folder; the file that was there before is untouched: '.*'") as e:
+        with pytest.raises(OSError,
+            match=rf"training was not begun, because its checkpoint of 0\.1 MB cannot be written: {text}: "
+                  r"free space or name another folder; the file that was there before is untouched: '.*'") as e:
             fit(m, rows, **GO, checkpoint=tmp_path, resume=resume)
         assert e.value.errno == number and e.value.filename == str(tmp_path)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items()) and content(tmp_path) == files
-    fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True) # nothing is left to do, so nothing is written
+    # nothing is left to do, so nothing is written
+    fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True)
 
 
-@pytest.mark.wrong("the folder for the checkpoint cannot be made or written to: Not a directory; name another folder",
-                   cause="Checkpoint names a place where no folder can be: below a file, or where you may not write.",
+@pytest.mark.wrong(
+    "the folder for the checkpoint cannot be made or written to: Not a directory; name another folder",
+                   cause="Checkpoint names a place where no folder can be: below a file, or where you may "
+                         "not write.",
                    remedy="Name another folder.", area="files")
 def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
     spec, rows = tiny[:2]
     m = fresh(spec)
     before = weights(m)
     (tmp_path/"file").write_text("x")
-    with pytest.raises(OSError, match="the folder for the checkpoint cannot be made or written to: Not a directory; name another folder: .*below"):
+    with pytest.raises(OSError,
+                       match="the folder for the checkpoint cannot be made or written to: Not a directory; "
+                             "name another folder: .*below"):
         fit(m, rows, **GO, checkpoint=tmp_path/"file"/"below")
     def refuse(*args, **options): raise PermissionError(errno.EACCES, "Permission denied", str(args[0]))
-    for target, name in ((Path, "mkdir"), (os, "open")): # no right to make it; no right to make the lock in it
+    # no right to make it; no right to make the lock in it
+    for target, name in ((Path, "mkdir"), (os, "open")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, refuse)
-            with pytest.raises(PermissionError, match="the folder for the checkpoint cannot be made or written to: Permission denied"):
+            with pytest.raises(PermissionError,
+                match="the folder for the checkpoint cannot be made or written to: Permission denied"):
                 fit(m, rows, **GO, checkpoint=tmp_path/"new")
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
@@ -872,37 +1005,55 @@ print(same(whole, rest))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
 def test_files_that_may_not_grow(tmp_path):
-    "The system itself refuses: in the second epoch, then before the first one of the next try; then there is room again."
+    """The system itself refuses: in the second epoch, then before the first one of the next try; then
+    there is room again."""
     root = Path(__file__).resolve().parent.parent.parent
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path/"run")], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path/"run")], cwd=root, capture_output=True,
+                          text=True, timeout=120)
     assert not done.returncode, done.stderr
     full, again, alike = done.stdout.splitlines()
-    assert re.search("File too large: free space or name another folder; the file that was there before is untouched: .*checkpoint", full)
-    assert re.search("training was not begun, because its checkpoint of 0.1 MB cannot be written: File too large: free space", again)
+    assert re.search(
+        "File too large: free space or name another folder; the file that was there before is untouched: "
+        ".*checkpoint", full)
+    assert re.search(
+        "training was not begun, because its checkpoint of 0.1 MB cannot be written: File too large: free "
+        "space", again)
     assert alike == "True" and [p.name for p in sorted((tmp_path/"run").iterdir())] == NAMES
 
 
-# Ctrl-C and a second run ----------------------------------------------------------------------------------------------
+# Ctrl-C and a second run
+# ----------------------------------------------------------------------------------------------
 
-@pytest.mark.wrong("stopped in epoch … and no checkpoint was asked for: give callbacks a Checkpoint(FOLDER) to be able to go on",
+@pytest.mark.wrong(
+    "stopped in epoch … and no checkpoint was asked for: give callbacks a Checkpoint(FOLDER) to be able to "
+    "go on",
                    cause="You pressed Ctrl-C, and the run had no folder for its state.",
-                   remedy="Train again with a Checkpoint(FOLDER) among the callbacks. The model in memory holds its best weights so far.", area="training")
+                   remedy="Train again with a Checkpoint(FOLDER) among the callbacks. The model in memory "
+                          "holds its best weights so far.", area="training")
 @pytest.mark.wrong("stopped in epoch 1 and nothing was saved yet: the first state goes to … after epoch 1",
-                   cause="You pressed Ctrl-C before the first epoch was over.", remedy="Call fit again, without resume.", area="training")
+                   cause="You pressed Ctrl-C before the first epoch was over.",
+                   remedy="Call fit again, without resume.", area="training")
 def test_ctrl_c_says_what_was_saved_and_leaves_the_best_weights(tiny, tmp_path):
     spec, rows, valid = tiny[:3]
     per, go = math.ceil(len(rows)/512), GO | dict(epochs=9, lr=2e-2)
-    with pytest.raises(KeyboardInterrupt, match=r"^stopped in epoch 1 and no checkpoint was asked for: give callbacks a Checkpoint\(FOLDER\) to be able to go on$"):
+    with pytest.raises(KeyboardInterrupt,
+                       match=r"^stopped in epoch 1 and no checkpoint was asked for: give callbacks a "
+                             r"Checkpoint\(FOLDER\) to be able to go on$"):
         fit(fresh(spec), rows, valid, **go, beside=(Killed(3),))
-    with pytest.raises(KeyboardInterrupt, match=f"^stopped in epoch 1 and nothing was saved yet: the first state goes to {tmp_path} after epoch 1$"):
+    with pytest.raises(KeyboardInterrupt,
+                       match="^stopped in epoch 1 and nothing was saved yet: the first state goes to "
+                             f"{tmp_path} after epoch 1$"):
         fit(fresh(spec), rows, valid, **go, beside=(Killed(3),), checkpoint=tmp_path)
     assert not content(tmp_path)
     stopped, whole = fresh(spec), fresh(spec)
-    says = rf"^stopped in epoch 9; {tmp_path} holds the state after epoch 8: call fit again with Checkpoint\(FOLDER, resume=True\)$"
-    with pytest.raises(KeyboardInterrupt, match=says): fit(stopped, rows, valid, **go, beside=(Killed(8*per + 2),), checkpoint=tmp_path)
+    says = (rf"^stopped in epoch 9; {tmp_path} holds the state after epoch 8: call fit again with "
+            r"Checkpoint\(FOLDER, resume=True\)$")
+    with pytest.raises(KeyboardInterrupt, match=says):
+        fit(stopped, rows, valid, **go, beside=(Killed(8*per + 2),), checkpoint=tmp_path)
     best = fit(whole, rows, valid, **go | dict(epochs=8)).best_epoch
     assert best < 8 and same(whole, stopped) and not stopped.training
-    with pytest.raises(KeyboardInterrupt, match="epoch 9; .* after epoch 8"): fit(fresh(spec), rows, valid, **go, beside=(Killed(2),), checkpoint=tmp_path, resume=True)
+    with pytest.raises(KeyboardInterrupt, match="epoch 9; .* after epoch 8"):
+        fit(fresh(spec), rows, valid, **go, beside=(Killed(2),), checkpoint=tmp_path, resume=True)
 
 
 def test_a_real_ctrl_c(tiny, tmp_path):
@@ -914,7 +1065,8 @@ def test_a_real_ctrl_c(tiny, tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt, match="stopped in epoch 2; .* holds the state after epoch 1"):
-            fit(fresh(tiny[0]), tiny[1], tiny[2], **GO | dict(epochs=4), beside=(Press(),), checkpoint=tmp_path)
+            fit(fresh(tiny[0]), tiny[1], tiny[2], **GO | dict(epochs=4), beside=(Press(),),
+                checkpoint=tmp_path)
     finally: signal.signal(signal.SIGINT, before)
     assert epochs_in(tmp_path) == 1
 
@@ -922,12 +1074,15 @@ def test_a_real_ctrl_c(tiny, tmp_path):
 def test_ctrl_c_closes_the_bar(tiny, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Screen())
     before = len(train.tqdm._instances)
-    with pytest.raises(KeyboardInterrupt): train.fit(fresh(tiny[0]), tiny[1], **GO, callbacks=(Progress(), Killed(3)))
-    assert "epoch 1/2" in sys.stderr.getvalue() and sys.stderr.getvalue().endswith("\r") and len(train.tqdm._instances) == before
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(fresh(tiny[0]), tiny[1], **GO, callbacks=(Progress(), Killed(3)))
+    assert "epoch 1/2" in sys.stderr.getvalue() and sys.stderr.getvalue().endswith("\r") and len(
+        train.tqdm._instances) == before
 
 
 @pytest.mark.wrong("another run is writing into …: wait until it ends, or name another folder",
-                   cause="Two trainings were given the same folder for their checkpoint.", remedy="Give each run a folder of its own.", area="training")
+                   cause="Two trainings were given the same folder for their checkpoint.",
+                   remedy="Give each run a folder of its own.", area="training")
 @pytest.mark.parametrize("resume", [False, True])
 def test_two_runs_in_one_folder(tiny, tmp_path, resume):
     spec, rows = tiny[:2]
@@ -938,15 +1093,19 @@ def test_two_runs_in_one_folder(tiny, tmp_path, resume):
     class First(Callback):
         alters = False
         def after_batch(self, run):
-            with pytest.raises(BlockingIOError, match="another run is writing into .*: wait until it ends, or name another folder"):
+            with pytest.raises(BlockingIOError,
+                match="another run is writing into .*: wait until it ends, or name another folder"):
                 fit(second, rows, **GO, checkpoint=tmp_path, resume=resume)
             raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt, match="nothing was saved yet"): fit(fresh(spec), rows, **GO, beside=(First(),), checkpoint=tmp_path)
-    assert all(torch.equal(before[k], v) for k, v in second.state_dict().items()) and content(tmp_path) == files
+    with pytest.raises(KeyboardInterrupt, match="nothing was saved yet"):
+        fit(fresh(spec), rows, **GO, beside=(First(),), checkpoint=tmp_path)
+    assert all(torch.equal(before[k], v) for k, v in second.state_dict().items()) and content(
+        tmp_path) == files
     fit(second, rows, **GO, checkpoint=tmp_path, resume=resume) # the folder is free again
 
 
-# Which checkpoint may be gone on from ---------------------------------------------------------------------------------
+# Which checkpoint may be gone on from
+# ---------------------------------------------------------------------------------
 
 def other_prices(rows):
     dense = rows.dense.clone()
@@ -965,30 +1124,42 @@ class Wider(model.InterestModel, name="wider"): "The same network under another 
 
 
 @pytest.mark.parametrize("change,says", [
-    (dict(lr=1e-3), "is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume"), (dict(batch_size=256), "batch_size was 512, now 256"),
+    (dict(lr=1e-3),
+     "is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume"),
+    (dict(batch_size=256), "batch_size was 512, now 256"),
     (dict(seed=1), "seed was 0, now 1"), (dict(precision="bf16"), "precision was 'fp32', now 'bf16'"),
     (dict(optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr)), "optimizer was 'Adam', now 'SGD'"),
     (dict(rows=lambda x: x[1:]), "rows of train was"), (dict(valid=lambda x: None), "rows of valid was"),
-    (dict(rows=other_prices), "content of train was"), (dict(rows=swapped_labels), "content of train was"), (dict(valid=swapped_labels), "content of valid was"),
+    (dict(rows=other_prices), "content of train was"), (dict(rows=swapped_labels), "content of train was"),
+    (dict(valid=swapped_labels), "content of valid was"),
     (dict(rows=lambda x: x[torch.arange(len(x)).flip(0)]), "content of train was"),
-    (dict(fusion="mean"), "arguments was .*'attention'.*, now .*'mean'"), (dict(widths=(8, 8)), "arguments was"), (dict(d_embed=8), "arguments was"),
-    (dict(spec=lambda s: replace(s, scenarios=s.scenarios[::-1])), "scenarios was"), (dict(spec=lambda s: replace(s, prep="another")), "rest of spec was"),
+    (dict(fusion="mean"), "arguments was .*'attention'.*, now .*'mean'"),
+    (dict(widths=(8, 8)), "arguments was"), (dict(d_embed=8), "arguments was"),
+    (dict(spec=lambda s: replace(s, scenarios=s.scenarios[::-1])), "scenarios was"),
+    (dict(spec=lambda s: replace(s, prep="another")), "rest of spec was"),
     (dict(kind=Wider), "model was 'interest', now 'wider'"),
     (dict(beside=(Slower(),)), "callbacks was 'KeepBest', now 'KeepBest, Slower'"),
 ])
-@pytest.mark.wrong("… is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume",
-                   cause="resume=True was given with other arguments, another model, other callbacks or other rows than the run began with.",
-                   remedy="Give the arguments of before, or start a run of its own in another folder.", area="training")
+@pytest.mark.wrong(
+    "… is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume",
+                   cause="resume=True was given with other arguments, another model, other callbacks or "
+                         "other rows than the run began with.",
+                   remedy="Give the arguments of before, or start a run of its own in another folder.",
+    area="training")
 def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, change, says):
     spec, rows, valid = tiny[:3]
     fit(fresh(spec), rows, valid, **GO, checkpoint=tmp_path)
     change, same_ = dict(change), lambda x: x
     kind, spec = change.pop("kind", model.InterestModel), change.pop("spec", same_)(spec)
     core.set_seed(0)
-    m = kind(spec, change.pop("fusion", "attention"), **dict(widths=(16, 8), hidden=(16,), d_embed=4) | {k: change.pop(k) for k in ("widths", "d_embed") if k in change})
+    m = kind(spec, change.pop("fusion", "attention"), **dict(widths=(16, 8), hidden=(16,), d_embed=4)
+             | {k: change.pop(k) for k in ("widths", "d_embed") if k in change})
     before, files = weights(m), content(tmp_path)
-    with pytest.raises(ValueError, match=f"checkpoint.json is of another run: .*{says.removeprefix('is of another run: ')}"):
-        fit(m, change.pop("rows", same_)(rows), change.pop("valid", same_)(valid), **GO | change, checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError,
+                       match="checkpoint.json is of another run: "
+                             f".*{says.removeprefix('is of another run: ')}"):
+        fit(m, change.pop("rows", same_)(rows), change.pop("valid", same_)(valid), **GO | change,
+            checkpoint=tmp_path, resume=True)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items()) and content(tmp_path) == files
 
 
@@ -997,7 +1168,8 @@ def test_callbacks_that_change_no_weight_may_come_and_go(tiny, tmp_path):
     whole, rest = fresh(spec), fresh(spec)
     fit(whole, rows, valid, **GO | dict(epochs=3))
     train.fit(fresh(spec), rows, valid, **GO, callbacks=(KeepBest(), Checkpoint(tmp_path)))
-    train.fit(rest, rows, valid, **GO | dict(epochs=3), callbacks=(Progress(), FiniteCheck(), KeepBest(), Checkpoint(tmp_path, resume=True)))
+    train.fit(rest, rows, valid, **GO | dict(epochs=3), callbacks=(Progress(), FiniteCheck(), KeepBest(),
+        Checkpoint(tmp_path, resume=True)))
     assert same(whole, rest)
 
 
@@ -1011,55 +1183,73 @@ def test_a_checkpoint_of_a_plain_module_of_another_shape(tiny, tmp_path):
     other = Linear(rows.dense.shape[1] - 1, lambda x: x[:, 0])
     other.linear.in_features, other.forward = 1, lambda batch: other.linear(batch.dense[:, 1:])[:, 0]
     n = rows.dense.shape[1]
-    with pytest.raises(ValueError, match=rf"does not fit this model: linear.weight is float32 \(1, {n}\), expected float32 \(1, {n - 1}\)"):
+    with pytest.raises(ValueError,
+                       match=rf"does not fit this model: linear.weight is float32 \(1, {n}\), expected "
+                             rf"float32 \(1, {n - 1}\)"):
         fit(other, rows, **GO, checkpoint=tmp_path, resume=True)
 
 
-@pytest.mark.wrong("… holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or more, or train anew without resume",
-                   cause="epochs counts from the start of the run, also when it is resumed, and the run is further already.",
+@pytest.mark.wrong(
+    "… holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or more, or train anew without resume",
+                   cause="epochs counts from the start of the run, also when it is resumed, and the run is "
+                         "further already.",
                    remedy="Give the number of epochs that you want in all.", area="training")
 def test_fewer_epochs_than_are_done(tiny, tmp_path):
     spec, rows = tiny[:2]
     fit(fresh(spec), rows, **GO, checkpoint=tmp_path)
     m = fresh(spec, seed=1)
     before = weights(m)
-    with pytest.raises(ValueError, match="checkpoint.json holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or more, or train anew without resume"):
+    with pytest.raises(ValueError,
+                       match="checkpoint.json holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or "
+                             "more, or train anew without resume"):
         fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
 
 @pytest.mark.wrong("… is not there: nothing to resume; run without resume first",
-                   cause="resume=True was given, and the folder holds no checkpoint.", remedy="Check the folder's name, or leave resume away for the first run.",
+                   cause="resume=True was given, and the folder holds no checkpoint.",
+                   remedy="Check the folder's name, or leave resume away for the first run.",
                    area="training")
 def test_checkpoints_that_cannot_be_read(tiny, tmp_path):
     spec, rows = tiny[:2]
     resume = lambda: fit(fresh(spec), rows, **GO, checkpoint=tmp_path/"run", resume=True)
-    with pytest.raises(FileNotFoundError, match="checkpoint.json is not there: nothing to resume; run without resume first"): resume()
+    with pytest.raises(FileNotFoundError,
+                       match="checkpoint.json is not there: nothing to resume; run without resume first"):
+        resume()
     assert not (tmp_path/"run").exists()
     fit(fresh(spec), rows, **GO, checkpoint=tmp_path/"run")
     for name in NAMES[1:]:
         path = tmp_path/"run"/name
         whole = path.read_bytes()
-        for broken in (whole[:-100], whole[:10], b"", b"\xff"*200, whole + b"0", whole[:-1] + bytes([whole[-1] ^ 1])):
+        for broken in (whole[:-100], whole[:10], b"", b"\xff"*200, whole + b"0",
+                       whole[:-1] + bytes([whole[-1] ^ 1])):
             path.write_bytes(broken)
             with pytest.raises(ValueError, match=f"{name} (is damaged|has format unknown)"): resume()
         torch.save(dict(a=1), path)
-        with pytest.raises(ValueError, match=f"{name} is a pickle or a zip file, which can run code when opened, so it is not read: save again with Checkpoint"): resume()
+        with pytest.raises(ValueError,
+            match=f"{name} is a pickle or a zip file, which can run code when opened, so it is not read: "
+                  "save again with Checkpoint"):
+            resume()
         path.write_bytes(whole)
     about, tensors = read_record(tmp_path/"run", "checkpoint", "Checkpoint", train._FORMAT)
     del about["checksum"]
     for other in (1, 2, 99):
         write_record(tmp_path/"run", "checkpoint", about | dict(format=other), tensors)
-        with pytest.raises(ValueError, match=f"has format {other}, this version reads {train._FORMAT}: save again with Checkpoint"): resume()
+        with pytest.raises(ValueError,
+            match=f"has format {other}, this version reads {train._FORMAT}: save again with Checkpoint"):
+            resume()
     write_record(tmp_path/"run", "checkpoint", about | dict(format=train._FORMAT), tensors)
     resume()
 
 
 @pytest.mark.parametrize("change", [
-    lambda t, a: a.update(log=3), lambda t, a: a.update(log=[3]), lambda t, a: a.update(run=None), lambda t, a: a.pop("log"), lambda t, a: a.pop("callbacks"),
-    lambda t, a: a["callbacks"].pop(), lambda t, a: a["callbacks"][0].pop("epoch"), lambda t, a: a.update(optimizer=[]), lambda t, a: a["optimizer"].pop("groups"),
+    lambda t, a: a.update(log=3), lambda t, a: a.update(log=[3]), lambda t, a: a.update(run=None), lambda t,
+    a: a.pop("log"), lambda t, a: a.pop("callbacks"),
+    lambda t, a: a["callbacks"].pop(), lambda t, a: a["callbacks"][0].pop("epoch"), lambda t,
+    a: a.update(optimizer=[]), lambda t, a: a["optimizer"].pop("groups"),
     lambda t, a: a["optimizer"]["groups"].pop(), lambda t, a: a["optimizer"]["state"].update(x={}),
-    lambda t, a: t.pop("model.embed.table.weight"), lambda t, a: t.update({"model.embed.table.weight": t["model.embed.table.weight"].half()}),
+    lambda t, a: t.pop("model.embed.table.weight"), lambda t,
+    a: t.update({"model.embed.table.weight": t["model.embed.table.weight"].half()}),
     lambda t, a: t.update({"model.other": torch.ones(1)}),
 ])
 def test_a_checkpoint_that_says_something_odd_is_an_error_that_names_it(tiny, tmp_path, change):
@@ -1070,7 +1260,9 @@ def test_a_checkpoint_that_says_something_odd_is_an_error_that_names_it(tiny, tm
     del about["checksum"]
     change(tensors, about)
     write_record(tmp_path, "checkpoint", about | dict(format=train._FORMAT), tensors)
-    with pytest.raises(ValueError, match="checkpoint.json (is damaged, or is not what Checkpoint wrote|does not fit this model)"):
+    with pytest.raises(ValueError,
+                       match="checkpoint.json (is damaged, or is not what Checkpoint wrote|does not fit this "
+                             "model)"):
         fit(fresh(spec, seed=1), rows, **GO | dict(epochs=3), checkpoint=tmp_path, resume=True)
 
 
@@ -1094,7 +1286,8 @@ def test_a_checkpoint_with_other_bytes_is_refused_or_gives_the_same_bits(known, 
     name = data.draw(st.sampled_from(NAMES[1:]))
     changed = bytearray(files[name])
     for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.one_of(st.integers(0, 7), st.integers(0, 3000), st.integers(0, len(changed) - 1))) % len(changed)
+        at = data.draw(st.one_of(st.integers(0, 7), st.integers(0, 3000),
+                                 st.integers(0, len(changed) - 1))) % len(changed)
         kind = data.draw(st.sampled_from(["flip", "put", "cut", "insert", "double"]))
         if kind == "flip": changed[at] ^= 1 << data.draw(st.integers(0, 7))
         elif kind == "put": changed[at:at + 1] = data.draw(st.binary(min_size=1, max_size=1))
@@ -1120,10 +1313,12 @@ def test_any_flipped_bit_of_a_weight_is_noticed(known):
         with pytest.raises(ValueError, match="its checksum differs"): epochs_in(folder)
 
 
-@pytest.mark.wrong("checkpoint … is a file; name a folder", cause="Checkpoint names a file.", remedy="Name a folder: it is made, and its files have names of their own.", area="files")
+@pytest.mark.wrong("checkpoint … is a file; name a folder", cause="Checkpoint names a file.",
+                   remedy="Name a folder: it is made, and its files have names of their own.", area="files")
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path/"file").write_text("x")
-    with pytest.raises(ValueError, match="checkpoint '.*' is a file; name a folder"): Checkpoint(tmp_path/"file")
+    with pytest.raises(ValueError, match="checkpoint '.*' is a file; name a folder"):
+        Checkpoint(tmp_path/"file")
 
 
 def test_a_folder_is_made_and_may_be_a_string(tiny, tmp_path):
@@ -1131,19 +1326,22 @@ def test_a_folder_is_made_and_may_be_a_string(tiny, tmp_path):
     assert [p.name for p in sorted((tmp_path/"new"/"folder").iterdir())] == NAMES
 
 
-# Faster ---------------------------------------------------------------------------------------------------------------
+# Faster -----------------------------------------------------------------------------------------------------
+# ----------
 
 def test_bf16_is_close_and_keeps_float32_weights(tiny):
     spec, rows, valid = tiny[:3]
     exact, rough = fresh(spec), fresh(spec)
     losses = [fit(m, rows, valid, **GO, precision=p).frame for m, p in ((exact, "fp32"), (rough, "bf16"))]
     assert {v.dtype for v in rough.state_dict().values() if v.is_floating_point()} == {torch.float32}
-    assert (losses[0] - losses[1])[["train_loss", "valid_loss"]].abs().max(axis=None) < .02 and not same(exact, rough)
+    assert (losses[0] - losses[1])[["train_loss", "valid_loss"]].abs().max(axis=None) < .02 and not same(
+        exact, rough)
     assert (train.predict(exact, valid) - train.predict(rough, valid)).abs().mean() < .02
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))),
+                    reason="torch.compile needs a C++ compiler")
 def test_compile_is_close(tiny):
     spec, rows, valid = tiny[:3]
     plain, quick = fresh(spec), fresh(spec)
@@ -1169,16 +1367,19 @@ def test_progress_shows_on_a_terminal_alone(tiny, monkeypatch, capfd):
         assert ("epoch 2/2" in screen.getvalue()) is (callbacks is None or isinstance(callbacks[0], Progress))
 
 
-# predict, compare, maps -----------------------------------------------------------------------------------------------
+# predict, compare, maps
+# -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("fusion", ["none", *fusion_names()])
 def test_predict(tiny, fusion):
     spec, _, valid = tiny[:3]
     m = fresh(spec, fusion)
     prob = train.predict(m, valid, batch_size=100)
-    assert prob.dtype == torch.float32 and prob.shape == (len(valid),) and not prob.requires_grad and m.training
+    assert prob.dtype == torch.float32 and prob.shape == (len(valid),
+                                                          ) and not prob.requires_grad and m.training
     rows = range(0, len(valid), 37)
-    torch.testing.assert_close(prob[::37], torch.cat([torch.sigmoid(m(valid[i])) for i in rows]).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(prob[::37], torch.cat([torch.sigmoid(m(valid[i])) for i in rows]).detach(),
+                               rtol=0, atol=1e-6)
     assert train.predict(m, valid[:0]).shape == (0,)
     assert not (m.eval(), train.predict(m, valid), m.training)[2]
 
@@ -1201,13 +1402,15 @@ def test_compare(tiny):
     again = model.InterestModel(spec, "mean", widths=(8,), hidden=())
     train.fit(again, rows, valid, **go, seed=3)
     assert same(again, found.models["mean"])
-    prob, row = train.predict(again, test).numpy(), found.frame.query("model == 'mean' and seed == 3").set_index("scenario")
+    prob, row = train.predict(again, test).numpy(), found.frame.query(
+        "model == 'mean' and seed == 3").set_index("scenario")
     assert row.auc["all"] == pytest.approx(metrics.auc(test.label, prob))
     for k, name in enumerate(spec.scenarios):
         here = (test.scenario == k).numpy()
         assert row.auc[name] == pytest.approx(metrics.auc(test.label[here], prob[here]))
         assert row.gauc[name] == pytest.approx(metrics.gauc(test.label[here], prob[here], user[here]))
-    with pytest.raises(ValueError, match="fusion 'sum' is unknown"): train.compare(train.interest_models(spec, ("sum",)), rows, valid, test, user)
+    with pytest.raises(ValueError, match="fusion 'sum' is unknown"):
+        train.compare(train.interest_models(spec, ("sum",)), rows, valid, test, user)
 
 
 def test_compare_takes_any_models_and_gives_each_its_seed(tiny):
@@ -1218,43 +1421,56 @@ def test_compare_takes_any_models_and_gives_each_its_seed(tiny):
         m = Linear(rows.dense.shape[1], lambda x: x[:, 0])
         m.spec = spec
         return m
-    found = train.compare(dict(plain=plain, interest=lambda seed: fresh(spec, seed=seed)), rows, valid, test, user, seeds=(4, 5), epochs=1)
-    assert seeds == [4, 5] and list(found.frame.model.unique()) == ["plain", "interest"] and list(train.spread(found.frame)[0].index) == ["plain", "interest"]
+    found = train.compare(dict(plain=plain, interest=lambda seed: fresh(spec, seed=seed)), rows, valid, test,
+                          user, seeds=(4, 5), epochs=1)
+    assert seeds == [4, 5] and list(found.frame.model.unique()) == ["plain",
+        "interest"] and list(train.spread(found.frame)[0].index) == ["plain", "interest"]
 
 
-@pytest.mark.wrong("Linear has no spec, which is needed here: subclass Recommender, or set model.spec = prep.spec",
-                   cause="A table per scenario needs the scenarios' names, which the model's spec holds, and a plain module has none.",
+@pytest.mark.wrong(
+    "Linear has no spec, which is needed here: subclass Recommender, or set model.spec = prep.spec",
+                   cause="A table per scenario needs the scenarios' names, which the model's spec holds, and "
+                         "a plain module has none.",
                    remedy="Subclass Recommender, or set model.spec.", area="training")
-@pytest.mark.wrong("models['own'] is no function of a seed: write lambda seed: InterestModel(spec)", cause="compare was given a model; it makes a fresh one for each seed.",
+@pytest.mark.wrong("models['own'] is no function of a seed: write lambda seed: InterestModel(spec)",
+                   cause="compare was given a model; it makes a fresh one for each seed.",
                    remedy="Give a function: dict(own=lambda seed: InterestModel(spec)).", area="training")
 def test_models_without_a_spec_and_models_that_are_no_functions(tiny):
     spec, rows, valid, test, user = tiny
     plain = lambda seed=0: Linear(rows.dense.shape[1], lambda x: x[:, 0])
     says = "Linear has no spec, which is needed here: subclass Recommender, or set model.spec = prep.spec"
-    for call in (lambda: train.compare(dict(plain=plain), rows, valid, test, user), lambda: train.attention_map(plain(), test), lambda: train.report_of(plain(), test, user)):
+    for call in (lambda: train.compare(dict(plain=plain), rows, valid, test, user),
+                 lambda: train.attention_map(plain(), test), lambda: train.report_of(plain(), test, user)):
         with pytest.raises(ValueError, match=says): call()
-    with pytest.raises(ValueError, match=r"models\['own'\] is no function of a seed: write lambda seed: InterestModel\(spec\)"):
+    with pytest.raises(ValueError,
+                       match=r"models\['own'\] is no function of a seed: write lambda seed: "
+                             r"InterestModel\(spec\)"):
         train.compare(dict(own=fresh(spec)), rows, valid, test, user)
     told = plain()
     told.spec = spec
-    with pytest.raises(ValueError, match="Linear explains no weights of scenarios here"): train.attention_map(told, test)
+    with pytest.raises(ValueError, match="Linear explains no weights of scenarios here"):
+        train.attention_map(told, test)
 
 
 def test_spread_by_loops():
     r = np.random.default_rng(0)
-    frame = pd.DataFrame([(f, s, p, r.random()) for f in ("own", "attention", "mean") for s in range(4) for p in ("home", "cart", "macro")],
+    frame = pd.DataFrame([(f, s, p, r.random()) for f in ("own", "attention", "mean") for s in range(4)
+                          for p in ("home", "cart", "macro")],
                          columns=["model", "seed", "scenario", "auc"])
     mean, sd = train.spread(frame)
-    assert list(mean.index) == ["own", "attention", "mean"] and list(mean.columns) == list(sd.columns) == ["home", "cart", "macro"]
+    assert list(mean.index) == ["own", "attention", "mean"] and list(mean.columns) == list(sd.columns) == [
+        "home", "cart", "macro"]
     for f in mean.index:
         for p in mean.columns:
             x = [row.auc for row in frame.itertuples() if row.model == f and row.scenario == p]
             m = sum(x)/4
-            assert mean.loc[f, p] == pytest.approx(m) and sd.loc[f, p] == pytest.approx(math.sqrt(sum((v - m)**2 for v in x)/3))
+            assert mean.loc[f, p] == pytest.approx(m) and sd.loc[f, p] == pytest.approx(
+                math.sqrt(sum((v - m)**2 for v in x)/3))
     assert train.spread(frame[frame.seed == 0])[1].isna().all(axis=None)
     with pytest.raises(ValueError, match="no column 'gauc'"): train.spread(frame, "gauc")
     two = pd.concat([frame.assign(task="click"), frame.assign(task="buy")])
-    with pytest.raises(ValueError, match="several tasks; choose one, such as frame.frame.task == 'click'."): train.spread(two)
+    with pytest.raises(ValueError, match="several tasks; choose one, such as frame.frame.task == 'click'."):
+        train.spread(two)
     assert train.spread(two[two.task == "buy"])[0].equals(mean)
     with pytest.raises(ValueError, match="no column 'seed'"): train.spread(frame.drop(columns="seed"))
 
@@ -1273,8 +1489,10 @@ def test_attention_map_by_loops(tiny, fusion):
         total[t], count[t] = [a + b for a, b in zip(total[t], alpha)], count[t] + 1
     assert min(count) > 0
     found = train.attention_map(m, test, batch_size=100)
-    np.testing.assert_allclose(found.to_numpy(), [[x/n for x in line] for line, n in zip(total, count)], atol=1e-6)
-    assert list(found.index) == list(found.columns) == list(spec.scenarios) and (found.index.name, found.columns.name) == ("target", "history")
+    np.testing.assert_allclose(found.to_numpy(), [[x/n for x in line] for line, n in zip(total, count)],
+                               atol=1e-6)
+    assert list(found.index) == list(found.columns) == list(spec.scenarios) and (found.index.name,
+        found.columns.name) == ("target", "history")
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
     assert m.training
 
@@ -1283,15 +1501,20 @@ def test_attention_map_of_known_fusions_and_of_none(tiny):
     spec, _, _, test = tiny[:4]
     S = len(spec.scenarios)
     np.testing.assert_allclose(train.attention_map(fresh(spec, "own"), test), np.eye(S), atol=1e-9)
-    np.testing.assert_allclose(train.attention_map(fresh(spec, "mean"), test), np.full((S, S), 1/S), atol=1e-6)
+    np.testing.assert_allclose(train.attention_map(fresh(spec, "mean"), test), np.full((S, S), 1/S),
+                               atol=1e-6)
     every, model_ = train.attention_map(fresh(spec, "mean"), test, complete=False), fresh(spec, "mean")
     alpha = model_.explain(test).weights.detach().numpy()
-    for s, name in enumerate(spec.scenarios): np.testing.assert_allclose(every.loc[name], alpha[test.scenario.numpy() == s].mean(0), atol=1e-6)
+    for s, name in enumerate(spec.scenarios):
+        np.testing.assert_allclose(every.loc[name], alpha[test.scenario.numpy() == s].mean(0), atol=1e-6)
     only = train.attention_map(fresh(spec), test[test.scenario == 1])
     assert only.iloc[1].notna().all() and only.drop(index=only.index[1]).isna().all(axis=None)
     for fusion in ("none", "concat"):
         m = fresh(spec, fusion)
-        with pytest.raises(ValueError, match="InterestModel explains no weights of scenarios here; a fusion with weights does, such as attention, mean or own"): train.attention_map(m, test)
+        with pytest.raises(ValueError,
+            match="InterestModel explains no weights of scenarios here; a fusion with weights does, such as "
+                  "attention, mean or own"):
+            train.attention_map(m, test)
         assert m.training
     with pytest.raises(ValueError, match="1 or more"): train.attention_map(fresh(spec), test, batch_size=0)
 
@@ -1305,7 +1528,8 @@ def test_pictures():
     assert [ax.get_title() for ax in fig.axes] == ["first", "second"]
     assert [t.get_text() for t in fig.axes[0].texts] == ["0.25", "0.75", "nan", "nan"]
     assert all(ax.get_xlabel() and ax.get_ylabel() for ax in fig.axes)
-    frame = pd.DataFrame(dict(epoch=[1, 2, 3], train_loss=[.6, .5, .4], valid_loss=[.6, .5, .55], valid_auc=[.6, .7, .7]))
+    frame = pd.DataFrame(dict(epoch=[1, 2, 3], train_loss=[.6, .5, .4], valid_loss=[.6, .5, .55],
+                              valid_auc=[.6, .7, .7]))
     ax = train.TrainingLog(frame, 2).plot()
     assert [line.get_label() for line in ax.get_lines()] == ["training rows", "validation rows", "best epoch"]
     alone = train.TrainingLog(frame.assign(valid_loss=float("nan")), 3).plot(plt.figure().subplots())
@@ -1313,12 +1537,14 @@ def test_pictures():
     plt.close("all")
 
 
-# Gates ----------------------------------------------------------------------------------------------------------------
+# Gates ------------------------------------------------------------------------------------------------------
+# ----------
 
 def race(parts, spec, user, fusions, seeds, batch_size=512, **options):
     "Mean AUC over seeds, (fusions, scenarios)."
     models = train.interest_models(spec, fusions)
-    return train.spread(train.compare(models, *parts, user, seeds=seeds, batch_size=batch_size, **options).frame)[0]
+    return train.spread(train.compare(models, *parts, user, seeds=seeds, batch_size=batch_size,
+                                      **options).frame)[0]
 
 
 def ceiling(mall, rows):
@@ -1328,7 +1554,8 @@ def ceiling(mall, rows):
 
 def test_attention_leads_on_a_small_mall():
     mall, spec, parts, frames = prepared(n_users=1500, n_events=40_000)
-    mean = race(parts, spec, frames[2].user_id.to_numpy(), ("own", "mean", "attention"), (0,), batch_size=256, epochs=4)
+    mean = race(parts, spec, frames[2].user_id.to_numpy(), ("own", "mean", "attention"), (0,), batch_size=256,
+                epochs=4)
     top = ceiling(mall, frames[2])
     for place in ("macro", "all"):
         assert mean.loc["attention", place] > mean.loc[["own", "mean"], place].max() + .003, mean
@@ -1355,11 +1582,15 @@ def test_cpu_and_gpu_agree(tiny, fusion, monkeypatch):
     cpu, gpu = fresh(spec, fusion), fresh(spec, fusion).to("cuda")
     torch.testing.assert_close(train.predict(gpu, valid), train.predict(cpu, valid), rtol=0, atol=1e-4)
     go = dict(epochs=1, batch_size=len(rows), lr=2e-4)
-    losses = [fit(m, rows, **go, device=device).frame.train_loss.item() for m, device in ((cpu, "cpu"), (gpu, "cuda"))]
+    losses = [fit(m, rows, **go, device=device).frame.train_loss.item() for m,
+              device in ((cpu, "cpu"), (gpu, "cuda"))]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     for (name, a), b in zip(cpu.named_parameters(), gpu.parameters()):
         assert b.device.type == "cuda"
-        torch.testing.assert_close(b.grad.cpu(), a.grad, rtol=0, atol=1e-4, msg=lambda m, name=name: f"gradient of {name}: {m}")
-        sure = a.grad.abs() > 1e-5 # Adam's first step is the sign of the gradient, and below this the sign is rounding
-        torch.testing.assert_close(b.detach().cpu()[sure], a.detach()[sure], rtol=0, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(b.grad.cpu(), a.grad, rtol=0, atol=1e-4, msg=lambda m,
+                                   name=name: f"gradient of {name}: {m}")
+        # Adam's first step is the sign of the gradient, and below this the sign is rounding
+        sure = a.grad.abs() > 1e-5
+        torch.testing.assert_close(b.detach().cpu()[sure], a.detach()[sure], rtol=0, atol=1e-4, msg=lambda m,
+                                   name=name: f"{name}: {m}")
     torch.testing.assert_close(train.predict(gpu, valid), train.predict(cpu, valid), rtol=0, atol=1e-4)

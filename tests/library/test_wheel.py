@@ -1,6 +1,7 @@
 """The wheel in a bare environment: only what the package says it needs at run time is importable there.
 
-The environment borrows those packages from the one that runs the tests and refuses all others, so nothing is downloaded.
+The environment borrows those packages from the one that runs the tests and refuses all others, so nothing is
+downloaded.
 """
 import json
 import re
@@ -19,7 +20,8 @@ from packaging.requirements import Requirement
 from tools import notebooks
 
 CFG = notebooks.settings()
-FORBIDDEN = {"nbdev", "fastcore", "execnb", "IPython", "matplotlib", "sklearn", "jupyter", "jupyter_core", "jupyter_client", "ipykernel",
+FORBIDDEN = {"nbdev", "fastcore", "execnb", "IPython", "matplotlib", "sklearn", "jupyter", "jupyter_core",
+             "jupyter_client", "ipykernel",
              "ipywidgets", "notebook", "nbformat", "nbconvert"}
 
 
@@ -29,9 +31,11 @@ def wheel(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "settings.ini", "LICENSE", "NOTICE", "README.md"):
         if (notebooks.ROOT/name).exists(): shutil.copy(notebooks.ROOT/name, source)
-    shutil.copytree(notebooks.ROOT/"multiscene_rec", source/"multiscene_rec", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(notebooks.ROOT/"multiscene_rec", source/"multiscene_rec",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-q", "-w", str(out), str(source)],
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
+                           "--disable-pip-version-check", "-q", "-w", str(out), str(source)],
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(out.glob("*.whl"))
@@ -78,12 +82,14 @@ def bare(wheel, tmp_path_factory):
     venv.create(home, with_pip=False, symlinks=sys.platform != "win32")
     scripts, python = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
     python = home/scripts/python
-    done = subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--disable-pip-version-check", "-q", str(wheel)],
+    done = subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps",
+                           "--no-index", "--disable-pip-version-check", "-q", str(wheel)],
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     wanted = closure(CFG["requirements"].split())
     allowed = set().union(*(top_level(d) for d in wanted.values()))
-    refused = set().union(*(top_level(d) for d in metadata.distributions() if d.metadata["Name"] != CFG["lib_name"])) - allowed
+    refused = set().union(*(top_level(d) for d in metadata.distributions()
+                            if d.metadata["Name"] != CFG["lib_name"])) - allowed
     refused -= {CFG["lib_name"], "_virtualenv", "distutils-precedence"}
     site = next(home.rglob("site-packages"))
     (site/"_bare_block.py").write_text(BLOCK.format(refused=refused), encoding="utf-8")
@@ -96,7 +102,8 @@ def run(python, code, tmp_path, *args):
     "Run code there, in an empty folder, with no other path."
     env = {k: v for k, v in notebooks.child_env().items() if not k.startswith("PYTHON")}
     env["PYTHONIOENCODING"] = "utf-8"
-    return subprocess.run([str(python), "-c", code, *args], cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    return subprocess.run([str(python), "-c", code, *args], cwd=tmp_path, env=env, capture_output=True,
+                          text=True, encoding="utf-8", timeout=120)
 
 
 def test_wheel_says_what_settings_say(wheel):
@@ -106,18 +113,21 @@ def test_wheel_says_what_settings_say(wheel):
         about, entry = message_from_string(read("METADATA")), read("entry_points.txt")
     tops = {n.split("/")[0] for n in names if not re.search(r"\.dist-info/", n)}
     assert tops == {CFG["lib_name"]}, f"only the package is shipped, found {tops}"
-    assert about["Name"] == CFG["lib_name"] and about["Version"] == CFG["version"] and about["Requires-Python"] == f">={CFG['min_python']}"
+    assert about["Name"] == CFG["lib_name"] and about["Version"] == CFG["version"] and about[
+        "Requires-Python"] == f">={CFG['min_python']}"
     assert about["License-Expression"] == "Apache-2.0" or about["License"] == "Apache-2.0"
     assert any(n.endswith("LICENSE") for n in names) and any(n.endswith("NOTICE") for n in names)
     plain = {str(Requirement(r)) for r in about.get_all("Requires-Dist") if "extra" not in r}
     assert plain == {str(Requirement(r)) for r in CFG["requirements"].split()}
     assert {"data", "compare", "lab", "dev"} <= set(about.get_all("Provides-Extra"))
-    assert "multiscene-rec = multiscene_rec.cli:main" in entry.replace("=multi", " = multi").replace("rec=", "rec =")
+    assert "multiscene-rec = multiscene_rec.cli:main" in entry.replace("=multi", " = multi").replace("rec=",
+        "rec =")
 
 
 def test_bare_environment_is_bare(bare, tmp_path):
     "The test of the test: what is forbidden cannot be imported there, and the package comes from the wheel."
-    code = "import sys, multiscene_rec\nprint(multiscene_rec.__file__)\nfor n in sys.argv[1:]:\n    try: __import__(n); print('there:', n)\n    except ModuleNotFoundError: pass"
+    code = ("import sys, multiscene_rec\nprint(multiscene_rec.__file__)\nfor n in sys.argv[1:]:\n    try: "
+            "__import__(n); print('there:', n)\n    except ModuleNotFoundError: pass")
     done = run(bare, code, tmp_path, *sorted(FORBIDDEN - {"matplotlib"}), "pytest", "hypothesis")
     assert done.returncode == 0, done.stderr
     assert str(notebooks.ROOT) not in done.stdout.splitlines()[0] and "there:" not in done.stdout, done.stdout
@@ -166,19 +176,24 @@ print(statistics.median(times), time.perf_counter() - start)
 
 
 def test_import_costs_little_beyond_torch_numpy_and_pandas(bare, tmp_path, record_property):
-    """The aim is 50 ms, and a quiet machine takes about 1. The limit here is wide, since a machine that runs other tests
-    at the same time takes several times as long; a module imported eagerly would still stand out, by its dependencies."""
+    """The aim is 50 ms, and a quiet machine takes about 1. The limit here is wide, since a machine that runs
+    other tests
+    at the same time takes several times as long; a module imported eagerly would still stand out, by its
+    dependencies."""
     done = run(bare, COST, tmp_path)
     assert done.returncode == 0, done.stderr
     alone, everything = (float(x)*1000 for x in done.stdout.split())
-    print(f"import multiscene_rec: {alone:.1f} ms beyond torch, numpy and pandas (median of 5); all its modules: {everything:.0f} ms")
+    print(f"import multiscene_rec: {alone:.1f} ms beyond torch, numpy and pandas (median of 5); all its "
+          f"modules: {everything:.0f} ms")
     record_property("import_ms", (alone, everything))
     assert alone < 250
 
 
 def test_command_is_there(bare, tmp_path):
     command = next(bare.parent.glob("multiscene-rec*"))
-    if not (notebooks.ROOT/"multiscene_rec/cli.py").exists(): pytest.skip("multiscene_rec/cli.py is not there yet")
+    if not (notebooks.ROOT/"multiscene_rec/cli.py").exists():
+        pytest.skip("multiscene_rec/cli.py is not there yet")
     env = {k: v for k, v in notebooks.child_env().items() if not k.startswith("PYTHON")}
-    done = subprocess.run([str(command), "--help"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(command), "--help"], cwd=tmp_path, env=env, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0 and "demo" in done.stdout, done.stdout + done.stderr
