@@ -1,11 +1,11 @@
-"""The anatomy and style of a notebook, one rule a function.
+"""The anatomy and style of a notebook, one function per rule.
 
-A rule takes a `Notebook` and yields what it complains of. Lessons (00 to 89) follow all rules; the home page
-and the
-notebook of the command only those that do not speak of a lesson's parts.
+A rule takes a `Notebook` and yields its complaints. Lessons (00 to 89) follow all rules; the home page and the
+notebook of the command follow those that do not speak of a lesson's parts.
 """
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ from tools import notebooks
 
 # a class may be as long as a page, so that it need not be cut into base classes
 MAX_LINES, MAX_CLASS_LINES = 30, 60
+MAX_WIDTH = 110
+MAX_RUN = 60 # lines of code without a sentence between them
+MAX_PRIVATE = 1/4 # of the exported lines; what teaches nothing belongs in a plain module
 MAX_BYTES = 500_000
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = {"#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#000000", "#ffffff"}
@@ -135,8 +138,7 @@ def has_five_questions_with_folded_answers(nb):
                          flags=re.M | re.S)
     if len(answers) != 5:
         yield (f"{len(answers)} of 5 answers folded as <details><summary>Answer</summary>, empty lines "
-               "around "
-               "the text, </details>")
+               "around the text, </details>")
 
 
 @rule(LESSON)
@@ -152,6 +154,55 @@ def code_cells_are_short(nb):
         n, body = len(cell["source"].splitlines()), tree(cell)
         most = MAX_CLASS_LINES if len(body) == 1 and isinstance(body[0], ast.ClassDef) else MAX_LINES
         if n > most: yield f"{n} lines in the cell {first_line(cell)}; {most} is the most"
+
+
+def code_lines(source):
+    "The lines of a code cell that hold code: neither empty nor a directive."
+    return [line for line in source.splitlines() if line.strip() and not line.startswith("#|")]
+
+
+@rule(ALL)
+def lines_are_short(nb):
+    for cell in nb.code:
+        if wide := [line for line in cell["source"].splitlines()
+                    if len(line) > MAX_WIDTH and not line.startswith("#|")]:
+            yield f"a line of {len(wide[0])} characters; {MAX_WIDTH} is the most: {wide[0].strip()[:60]!r}"
+
+
+@rule(ALL)
+def code_stands_among_sentences(nb):
+    run = longest = 0
+    for cell in nb.cells:
+        run = 0 if cell["cell_type"] == "markdown" else run + len(code_lines(cell["source"]))
+        longest = max(longest, run)
+    if longest > MAX_RUN: yield f"{longest} lines of code without a sentence; {MAX_RUN} is the most"
+
+
+def is_private(name): return name.startswith("_") and not name.startswith("__")
+
+
+def private_lines(body, source):
+    "How many lines of these statements define what begins with an underscore."
+    lines, count = source.splitlines(), 0
+    for node in body:
+        targets = [t for target in getattr(node, "targets", ()) for t in ast.walk(target)]
+        names = [t.id for t in targets if isinstance(t, ast.Name)] or [getattr(node, "name", "")]
+        if all(map(is_private, names)):
+            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+            count += len(code_lines("\n".join(lines[first - 1:node.end_lineno])))
+        elif isinstance(node, ast.ClassDef):
+            count += private_lines([n for n in node.body if isinstance(n, ast.FunctionDef)], source)
+    return count
+
+
+@rule(ALL)
+def most_of_what_is_exported_is_public(nb):
+    cells = [cell["source"] for cell in nb.code if {"export", "exports"} & directives(cell).keys()]
+    exported = sum(len(code_lines(source)) for source in cells)
+    private = sum(private_lines(tree(dict(source=source)), source) for source in cells)
+    if private > MAX_PRIVATE*exported:
+        yield (f"{private} of {exported} exported lines are private: "
+               "move what teaches nothing into a plain module")
 
 
 @rule(ALL)
@@ -286,11 +337,20 @@ def formulas_are_exported_with_their_source(nb):
 def forward_is_shown(nb):
     shown = set(re.findall(r"^show_doc\((\w+)\.forward", "\n".join(c["source"] for c in nb.code), flags=re.M))
     for cell in nb.code:
-        if not {"export", "exports"} & directives(cell).keys(): continue
+        if "export" not in directives(cell): continue # after exports the reader sees the source itself
         for node in tree(cell):
-            if isinstance(node, ast.ClassDef) and node.name[0] != "_" and node.name not in shown \
+            if isinstance(node, ast.ClassDef) and not is_private(node.name) and node.name not in shown \
                     and any(getattr(n, "name", "") == "forward" for n in node.body):
-                yield f"no cell show_doc({node.name}.forward): show_doc of a class tells of __init__ alone"
+                yield f"no cell show_doc({node.name}.forward): show_doc of a class shows __init__ alone"
+
+
+@rule(ALL)
+def no_signature_is_shown_twice(nb):
+    for cell, below in pairwise(nb.cells):
+        if cell["cell_type"] != "code" or "exports" not in directives(cell): continue
+        names = [node.name for node in tree(cell) if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+        for name in re.findall(r"^show_doc\((\w+)", below["source"], flags=re.M):
+            if name in names: yield f"show_doc({name}) repeats what the cell above it shows"
 
 
 @rule(ALL)
@@ -380,12 +440,13 @@ GOOD = [
     code("#| export\nimport math"),
     md("## Story\n\n$$a = b \\tag{1.1}$$\n\nBy (1.1), see @fig-a."),
     code('#| exports\nclass F:\n    """Do.\n\n    Formula: (1.1)\n    """\n    def forward(self): return 1'),
-    code("show_doc(F.forward)", dict(output_type="display_data", data={"text/markdown": "F"})),
+    code("show_doc(G.forward)", dict(output_type="display_data", data={"text/markdown": "G"})),
     code(FIG + 'fig, ax = plt.subplots()\nax.plot(x, color="#0072B2")\nax.set(xlabel="x", ylabel="y");', PNG),
     md("> **What can go wrong.** Much."),
     md("## Exercises\n\n1. One.\n2. Two.\n\n[Graded](made/exercises.md#one).\n\n## Questions\n\n"
        + "\n\n".join(f"**{i}.** Why?\n\n{ANSWER}" for i in range(1, 6))),
     md("## Summary\n\n- a\n- b\n- c\n\n**Where to read on**: @planted."),
+    code("#| export\nclass G:\n    def forward(self):\n        x = 1\n        return x"),
 ]
 
 
@@ -423,7 +484,11 @@ BAD = [  # in which cell, what, by what, and the rule that must complain
     (4, "\\tag{1.1}$$", "\\tag{1.1} \\tag{1.2}$$", "renders"), (4, "$$\n", "\n", "renders"),
        (4, "b \\tag", "b$$ \\tag", "renders"),
     (4, "\\tag{1.1}", "\\tag{1.2}", "tags_count"), (4, "By (1.1)", "By (1.7)", "formulas_are_referred"),
-    (5, "#| exports", "#| export", "formulas_are_exported"), (6, "F.forward", "F", "forward_is_shown"),
+    (5, "#| exports", "#| export", "formulas_are_exported"), (6, "G.forward", "G", "forward_is_shown"),
+    (6, "G.forward", "F.forward", "no_signature"),
+    (5, '"""Do.', '"""Do' + " more"*30, "lines_are_short"),
+    (3, "import math", "import math\n"*61, "code_stands"),
+    (11, "class G", "class _G", "most_of_what_is_exported"),
     (4, "## Story", "## Story\n\n#### Deep", "headings"), (4, "## Story", "## Story\n\nTODO", "is_finished"),
     (4, "@fig-a", "@fig-b", "refers_to"), (10, "@planted", "@other", "refers_to"),
        (1, "00_article", "02_gone", "refers_to"), (1, "00_article", "01_core", "prerequisites_are"),
