@@ -321,8 +321,8 @@ def ndcg_at_k(
 
     Formula: (7.13) `mean_u DCG_u / Σ_{j≤min(P_u, k)} 1 / log2(1 + j)`.
 
-    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques (2002); discount log2(1
-    + j).
+    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques (2002);
+    discount log2(1 + j).
 
     Raises: `ValueError` for a wrong k, labels other than 0 and 1, no click, NaN, lengths that differ or no
     rows.
