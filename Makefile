@@ -57,7 +57,7 @@ lab: $(VENV)/.ready ## JupyterLab at the home page; make exercises puts the exer
 preview: $(VENV)/.ready ## all pages as HTML in _preview/, without Quarto (ARGS="05_fusion --open")
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tools.preview $(ARGS)
 
-slides: $(VENV)/.ready ## a lecture per lesson in _slides/, by Quarto; without it: ARGS=--preview, pages in _preview/
+slides: $(VENV)/.ready ## a lecture per lesson in _slides/, by reveal.js, without Quarto (ARGS="05_fusion --open")
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tools.slides $(ARGS)
 
 exercises: $(VENV)/.ready ## student copies of all exercises in exercises/release/
