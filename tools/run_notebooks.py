@@ -1,19 +1,10 @@
-"""Run notebooks from top to bottom as nbdev does (its directives and flags), each in a process of its own.
-
-    python -m tools.run_notebooks                     all, two at a time
-    python -m tools.run_notebooks 05_fusion           one
-    python -m tools.run_notebooks --flags "slow gpu"  with the cells that are skipped otherwise
-
-`make test` runs the same through pytest.
-"""
-import argparse
+"Run a notebook from top to bottom as nbdev does (its directives and flags), in a process of its own."
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools import notebooks
@@ -76,32 +67,3 @@ def _stop(child):
     if os.name == "posix": os.killpg(child.pid, signal.SIGKILL)
     else: child.kill()
     child.wait()
-
-
-def main():
-    "The command line."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", help="names or paths of notebooks, e.g. 05_fusion; default all")
-    parser.add_argument("--flags",
-                        help="flags of cells to run as well; default: gpu and coupons where they can run")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=int,
-                        help=f"seconds per notebook; default {TIMEOUT}, slow {SLOW_TIMEOUT}")
-    args = parser.parse_args()
-    flags = default_flags() if args.flags is None else args.flags.split()
-    paths = [notebooks.NBS/f"{Path(name).stem}.ipynb" for name in args.names] or notebooks.paths()
-    if missing := [path.name for path in paths if not path.exists()]:
-        sys.exit(f"no such notebook: {', '.join(missing)}")
-    failed = []
-    with ThreadPoolExecutor(args.workers) as pool:
-        runs = pool.map(lambda path: run(path, flags, args.timeout), paths)
-        for path, (passed, seconds, text) in zip(paths, runs, strict=True):
-            print(f"{'ok  ' if passed else 'FAIL'} {seconds:6.1f} s  {path.name}", flush=True)
-            if passed: continue
-            failed.append(path.name)
-            print(text)
-    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
-
-
-if __name__ == "__main__":
-    main()
