@@ -59,9 +59,8 @@ def modules():
     with tempfile.TemporaryDirectory() as temp:
         folder = project(Path(temp))
         command = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"
-        done = subprocess.run([sys.executable, "-c", command], cwd=folder,
-                              env=notebooks.child_env(PYTHONPATH=""),
-                              capture_output=True, text=True, encoding="utf-8")
+        done = subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, text=True,
+                              env=notebooks.child_env(PYTHONPATH=""), encoding="utf-8")
         if done.returncode: sys.exit(f"nbdev could not export the modules:\n{done.stdout}{done.stderr}")
         made = (folder/PACKAGE.name).glob("*.py")
         there |= {PACKAGE/path.name: path.read_text(encoding="utf-8") for path in made}

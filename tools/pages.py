@@ -127,8 +127,7 @@ PLAIN = {"logs": "02_data", "storage": "08_model", "contract": "08_model", "runs
 
 
 def public():
-    "Public symbols: [(notebook or module, name, kind, first line of the docstring)], in the order of the "
-    "modules."
+    "Public symbols: [(notebook or module, name, kind, first line of the docstring)], by module."
     rows = []
     lessons = [(path.stem, path.stem.partition("_")[2]) for path in notebooks.paths("[0-9][0-9]*_*.ipynb")]
     for book, stem in [*lessons, *((name, name) for name in PLAIN)]:

@@ -77,11 +77,11 @@ class Links(Processor):
 # The sidebar
 
 def pages_in_order():
-    "[(heading, paths from nbs/)] of what exists: the home page, the parts, the pages to look up."
+    "[(heading, paths from nbs/)]: the home page, the parts that have notebooks, the pages to look up."
     names = [p.name for p in notebooks.paths("[0-9][0-9]*_*.ipynb")]
     found = [("", [p.name for p in notebooks.paths("index.ipynb")])]
     found += [(heading, [n for n in names if first <= int(n[:2]) <= last]) for first, last, heading in PARTS]
-    found += [("To look up", [name for name in (*PAGES, *WRITTEN) if (notebooks.NBS/name).exists()])]
+    found += [("To look up", [*PAGES, *WRITTEN])]
     return [(heading, names) for heading, names in found if names]
 
 
