@@ -171,11 +171,11 @@ def compare(ours, other):
             _same(f"{name}.{c}", mine[c].astype(object).where(mine[c].notna(),
                 None).tolist() == theirs[c].to_list())
     prep = ours.prep
-    known = prep.part(preprocess.Categories).words
-    for c, words in other.words.items(): _same(f"words of {c}", known[c].words == tuple(words.to_list()))
-    heavy, score = prep.part(preprocess.Numbers).scales["price"]
-    _same("scale", heavy == other.heavy and np.allclose([score.mean, score.std], other.scale, rtol=1e-10))
-    _same("rates", np.allclose(prep.part(preprocess.Histories).rate, [other.rate[s] for s in prep.scenarios],
+    known = prep.part(preprocess.Categories).words_
+    for c, words in other.words.items(): _same(f"words of {c}", known[c].words_ == tuple(words.to_list()))
+    heavy, score = prep.part(preprocess.Numbers).scales_["price"]
+    _same("scale", heavy == other.heavy and np.allclose([score.mean_, score.std_], other.scale, rtol=1e-10))
+    _same("rates", np.allclose(prep.part(preprocess.Histories).rate_, [other.rate[s] for s in prep.scenarios_],
                                rtol=1e-12))
     batch, V = ours.batch, len(other.values)
     _same("fields", np.array_equal(batch.fields.numpy(), other.fields))

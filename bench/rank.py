@@ -37,7 +37,7 @@ class Bare:
     user's batch is given."""
     def __init__(self, model, prep, scenario, block):
         batch = rank.item_batch(prep).to(next(model.parameters()).device)
-        self.m, self.t, self.block, self.n = model, prep.scenarios.index(scenario), block, len(batch)
+        self.m, self.t, self.block, self.n = model, prep.scenarios_.index(scenario), block, len(batch)
         e, D, d = model.d_embed, batch.dense.shape[1], model.widths[-1]
         F, columns = batch.fields.shape[1], model.item_columns
         E = model.embed(batch.fields)
@@ -94,7 +94,7 @@ def parts(catalogue, user, scenario):
             "the user's rows": lambda: log.rows([user], when),
             "the whole list, seen items too": lambda: catalogue.recommend(user, scenario, exclude_seen=False),
             "top_k, ties in order": lambda: rank.top_k(score, 10),
-            "ten rows of the items' frame": lambda: catalogue.prep.items.iloc[pick]}
+            "ten rows of the items' frame": lambda: catalogue.prep.items_.iloc[pick]}
 
 
 def main():
@@ -108,7 +108,7 @@ def main():
     catalogue = rank.Catalogue(model, prep, log)
     block = 2**13 if device.type == "cpu" else n_items
     with torch.inference_mode(): bare = Bare(model, prep, scenario, block)
-    frame = prep.items[["item_id"]][:1].assign(user_id=user, scenario=scenario, timestamp=log.last + 1)
+    frame = prep.items_[["item_id"]][:1].assign(user_id=user, scenario=scenario, timestamp=log.last + 1)
     batch = prep.transform(frame, log=log).to(device)
     given = batch.fields, batch.history_table, batch.present_table
     expected = catalogue.scores([user], scenario)[0]

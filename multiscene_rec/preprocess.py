@@ -295,29 +295,29 @@ class MinMax:
 
     Formula: (3.2) `transform`, (3.3) `inverse`; a constant column becomes 0.
     """
-    lo: float | None = None # Smallest fitted value, in the column's unit; None before fit
-    hi: float | None = None # Largest fitted value, in the column's unit; None before fit
+    lo_: float | None = None # Smallest fitted value, in the column's unit; None before fit
+    hi_: float | None = None # Largest fitted value, in the column's unit; None before fit
     clip: bool = False # True presses later values beyond lo and hi to 0 and 1
     def fit(self,
         x: np.ndarray, # (n,) numbers of the training rows; nan is left out
     ) -> "MinMax": # Itself
         "Learn lo and hi. Raises: `ValueError` without a value, with an infinite one or with words."
         x = _fit_numbers(x, "MinMax")
-        self.lo, self.hi = x.min().item(), x.max().item()
+        self.lo_, self.hi_ = x.min().item(), x.max().item()
         return self
 
     def transform(self,
         x: np.ndarray, # (n,) numbers
     ) -> np.ndarray: # (n,) float64, unitless; 0 to 1 on the fitted rows
         "Formula: (3.2). Raises: `ValueError` before fit."
-        out = (_ready(self.lo, x, "MinMax") - self.lo)/((self.hi - self.lo) or 1)
+        out = (_ready(self.lo_, x, "MinMax") - self.lo_)/((self.hi_ - self.lo_) or 1)
         return out.clip(0, 1) if self.clip else out
 
     def inverse(self,
         x: np.ndarray, # (n,) scaled numbers
     ) -> np.ndarray: # (n,) float64, in the column's unit
         "Formula: (3.3). Raises: `ValueError` before fit."
-        return self.lo + _ready(self.lo, x, "MinMax")*((self.hi - self.lo) or 1)
+        return self.lo_ + _ready(self.lo_, x, "MinMax")*((self.hi_ - self.lo_) or 1)
 
 # %% ../nbs/03_preprocess.ipynb #1ec32a56
 @dataclass
@@ -327,8 +327,8 @@ class StandardScore:
 
     Formula: (3.4) `transform`, (3.5) `inverse`; a constant column becomes 0.
     """
-    mean: float | None = None # Mean of the fitted values, in the column's unit; None before fit
-    std: float | None = None # Their standard deviation, same unit; 0 for a constant column
+    mean_: float | None = None # Mean of the fitted values, in the column's unit; None before fit
+    std_: float | None = None # Their standard deviation, same unit; 0 for a constant column
 
     def fit(self,
         x: np.ndarray, # (n,) numbers of the training rows; nan is left out
@@ -336,20 +336,20 @@ class StandardScore:
         "Learn mean and std. Raises: `ValueError` without a value, with an infinite one or with words."
         x = _fit_numbers(x, "StandardScore")
         constant = x.min() == x.max() # then rounding in the mean must not pass for spread
-        self.mean, self.std = (x[0].item(), 0.0) if constant else (x.mean().item(), x.std().item())
+        self.mean_, self.std_ = (x[0].item(), 0.0) if constant else (x.mean().item(), x.std().item())
         return self
 
     def transform(self,
         x: np.ndarray, # (n,) numbers
     ) -> np.ndarray: # (n,) float64, unitless
         "Formula: (3.4). Raises: `ValueError` before fit."
-        return (_ready(self.mean, x, "StandardScore") - self.mean)/(self.std or 1)
+        return (_ready(self.mean_, x, "StandardScore") - self.mean_)/(self.std_ or 1)
 
     def inverse(self,
         x: np.ndarray, # (n,) standard scores
     ) -> np.ndarray: # (n,) float64, in the column's unit
         "Formula: (3.5). Raises: `ValueError` before fit."
-        return self.mean + _ready(self.mean, x, "StandardScore")*(self.std or 1)
+        return self.mean_ + _ready(self.mean_, x, "StandardScore")*(self.std_ or 1)
 
 # %% ../nbs/03_preprocess.ipynb #e61709ca
 def log_scale(
@@ -407,11 +407,11 @@ class Vocabulary:
     Raises: `ValueError` if `min_count` is below 1.
     """
     min_count: int = 1 # Words seen less often in fit stay unknown
-    words: tuple = () # Known words, all strings or all whole numbers; the first has id 1
+    words_: tuple = () # Known words, all strings or all whole numbers; the first has id 1
 
     def __post_init__(self):
         whole_number("min_count", self.min_count)
-        self.words = tuple(self.words)
+        self.words_ = tuple(self.words_)
 
     def fit(self,
         values: pd.Series, # (n,) strings or whole numbers of the training rows; missing values are left out
@@ -420,12 +420,12 @@ class Vocabulary:
         code, words, _ = _words(values, "Vocabulary")
         count = pd.Series(np.bincount(code[code >= 0], minlength=len(words)), index=words)
         count = count[count >= self.min_count].sort_index().sort_values(ascending=False, kind="stable")
-        self.words = tuple(count.index.tolist())
+        self.words_ = tuple(count.index.tolist())
         return self
 
     def __len__(self) -> int: # Number of ids
         """One more than the words it knows."""
-        return len(self.words) + 1
+        return len(self.words_) + 1
 
     def encode(self,
         values: pd.Series, # (n,) of the kind it was fitted on; lists, arrays and tensors too
@@ -433,11 +433,11 @@ class Vocabulary:
         """Words to ids. Raises: `ValueError` if it knows strings and is given numbers, or the other way
         round."""
         code, words, kind = _words(values, "Vocabulary")
-        mine = "strings" if isinstance((self.words or [0])[0], str) else "whole numbers"
-        if kind and self.words and kind != mine:
+        mine = "strings" if isinstance((self.words_ or [0])[0], str) else "whole numbers"
+        if kind and self.words_ and kind != mine:
             raise ValueError(f"this vocabulary knows {mine}, the column holds {kind}: convert the column")
-        if not kind or not self.words: return np.zeros(len(values), dtype=np.int64)
-        return np.append(pd.Index(self.words).get_indexer(words) + 1, 0)[code]
+        if not kind or not self.words_: return np.zeros(len(values), dtype=np.int64)
+        return np.append(pd.Index(self.words_).get_indexer(words) + 1, 0)[code]
 
     def decode(self,
         ids: np.ndarray, # (n,) whole numbers, 0 to len - 1
@@ -446,7 +446,7 @@ class Vocabulary:
         ids = np.array(ids, dtype=np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise ValueError(f"ids go from 0 to {len(self) - 1}, got {ids.min()} to {ids.max()}")
-        return [self.words[i - 1] if i else None for i in ids.tolist()]
+        return [self.words_[i - 1] if i else None for i in ids.tolist()]
 
 # %% ../nbs/03_preprocess.ipynb #12255328
 def _check_fractions(fractions, what): # Two parts or more, each above 0, together 1
@@ -691,7 +691,7 @@ def _column(frame, name, context):
     if name in frame: return frame[name].reset_index(drop=True)
     for table, key in ((context.items, schema.item), (context.users, schema.user)):
         if name in table:
-            return table[name].reindex(_encoded(Vocabulary(words=table[key].tolist()), frame[key], key)
+            return table[name].reindex(_encoded(Vocabulary(words_=table[key].tolist()), frame[key], key)
                                        - 1).reset_index(drop=True)
     remedy = ("" if name in schema.item_columns else "pass users, or " if context.log is None
               else "pass log=EventLog(events, users), or ")
@@ -701,7 +701,7 @@ def _column(frame, name, context):
 
 def _check_ids(frame, table, key, what, least=1): # Ids of which none is known are written in another way
     ids = frame[key].dropna().unique()
-    if len(ids) >= least and not _encoded(Vocabulary(words=table[key].tolist()), ids, key).any():
+    if len(ids) >= least and not _encoded(Vocabulary(words_=table[key].tolist()), ids, key).any():
         known = repr(table[key].tolist()[0]) if len(table) else "nothing"
         raise ValueError(
             f"{what}: none of the {len(ids):,} ids in column {key!r}, such as {ids[:1].tolist()[0]!r}, is "
@@ -1016,7 +1016,7 @@ class Categories(Part):
         min_count: int = 1, # Words seen less often among the training rows count as unknown
     ):
         whole_number("min_count", min_count)
-        self.min_count, self.words = min_count, {}
+        self.min_count, self.words_ = min_count, {}
 
     def fit(self,
         train: pd.DataFrame, # Training rows, sorted by time
@@ -1024,8 +1024,8 @@ class Categories(Part):
     ) -> "Categories": # Itself
         """Learn the words of the schema's categories and of the item id."""
         columns = (*context.schema.categorical, context.schema.item)
-        self.words = {c: context.vocabulary(train, c, self.min_count) for c in columns}
-        self.features = tuple(Feature(c, "category", len(v), context.of(c)) for c, v in self.words.items())
+        self.words_ = {c: context.vocabulary(train, c, self.min_count) for c in columns}
+        self.features = tuple(Feature(c, "category", len(v), context.of(c)) for c, v in self.words_.items())
         return self
 
     def transform(self,
@@ -1033,15 +1033,15 @@ class Categories(Part):
         context: Context, # Where columns are looked up
     ) -> tuple[dict, dict]: # fields (B, F), and no tables
         """Words to ids."""
-        fields, offset = np.empty((len(frame), len(self.words)), dtype=np.int64), 0
-        for k, (c, v) in enumerate(self.words.items()):
+        fields, offset = np.empty((len(frame), len(self.words_)), dtype=np.int64), 0
+        for k, (c, v) in enumerate(self.words_.items()):
             fields[:, k] = _encoded(v, context.column(frame, c), c) + offset
             offset += len(v)
         return {"fields": torch.from_numpy(fields)}, {}
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
         """The words, in the order of their ids."""
-        return dict(min_count=self.min_count, words={f.name: [f.of, self.words[f.name].words]
+        return dict(min_count=self.min_count, words={f.name: [f.of, self.words_[f.name].words_]
                                                      for f in self.features}), {}
 
     @classmethod
@@ -1051,8 +1051,8 @@ class Categories(Part):
     ) -> "Categories": # Fitted
         """The way back."""
         part = cls(about["min_count"])
-        part.words = {c: _known(words, part.min_count) for c, (_, words) in about["words"].items()}
-        part.features = tuple(Feature(c, "category", len(part.words[c]), of) for c,
+        part.words_ = {c: _known(words, part.min_count) for c, (_, words) in about["words"].items()}
+        part.features = tuple(Feature(c, "category", len(part.words_[c]), of) for c,
                               (of, _) in about["words"].items())
         return part
 
@@ -1060,15 +1060,15 @@ class Categories(Part):
 class Numbers(Part):
     """Columns of quantities become `dense` (B, D) float32: standard scores, after a logarithm where the tail
     is heavy; missing is 0."""
-    def __init__(self): self.scales = {}
+    def __init__(self): self.scales_ = {}
 
     def fit(self,
         train: pd.DataFrame, # Training rows, sorted by time
         context: Context, # Where columns are looked up
     ) -> "Numbers": # Itself
         """Learn the scales. Raises: `ValueError` naming a column and row that cannot be scaled."""
-        self.scales = {c: _fit_scale(context.column(train, c), c) for c in context.schema.numeric}
-        self.features = tuple(Feature(c, "number", 1, context.of(c)) for c in self.scales)
+        self.scales_ = {c: _fit_scale(context.column(train, c), c) for c in context.schema.numeric}
+        self.features = tuple(Feature(c, "number", 1, context.of(c)) for c in self.scales_)
         return self
 
     def transform(self,
@@ -1076,13 +1076,13 @@ class Numbers(Part):
         context: Context, # Where columns are looked up
     ) -> tuple[dict, dict]: # dense (B, D), and no tables
         """Quantities to scores. Raises: `ValueError` naming a column and row that cannot be scaled."""
-        dense = [_scale(context.column(frame, c), c, *scale) for c, scale in self.scales.items()]
+        dense = [_scale(context.column(frame, c), c, *scale) for c, scale in self.scales_.items()]
         if not dense: return {"dense": torch.zeros(len(frame), 0)}, {}
         return {"dense": torch.from_numpy(np.stack(dense, 1, dtype=np.float32, casting="same_kind"))}, {}
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
         """The scales."""
-        return {f.name: [f.of, self.scales[f.name][0], *asdict(self.scales[f.name][1]).values()]
+        return {f.name: [f.of, self.scales_[f.name][0], *asdict(self.scales_[f.name][1]).values()]
                 for f in self.features}, {}
 
     @classmethod
@@ -1095,7 +1095,7 @@ class Numbers(Part):
         for c, (_, log, mean, std) in about.items():
             if type(log) is not bool or not (math.isfinite(mean) and 0 <= std < math.inf):
                 raise ValueError(f"the scale of {c!r} is not well formed")
-            part.scales[c] = log, StandardScore(float(mean), float(std))
+            part.scales_[c] = log, StandardScore(float(mean), float(std))
         part.features = tuple(Feature(c, "number", 1, of) for c, (of, *_) in about.items())
         return part
 
@@ -1182,11 +1182,11 @@ def _counted(context, words):
     for name, known in words.items():
         id = _encoded(known, context.column(log, name), name)
         columns.append(np.where(id > 0, id - 1 + start, -1))
-        start += len(known.words)
+        start += len(known.words_)
     label = _as_float(log[schema.labels[0]])
     if not np.isfinite(label).all():
         raise ValueError(f"column {schema.labels[0]!r} has missing labels; clean the log first")
-    return Vocabulary(words=context.scenarios).encode(log[schema.scenario]) - 1, label, np.stack(
+    return Vocabulary(words_=context.scenarios).encode(log[schema.scenario]) - 1, label, np.stack(
         [*columns, np.full(len(log), start)], 1)
 
 def _click_rates(train, context): # (S,) of the first label
@@ -1212,8 +1212,8 @@ def _learned(part, known, rate, scenarios):
     counted = [*(f"{c}={w}" for c, words in known.items() for w in words), "all items"]
     names = (*(f"{what} {name}" for what in ("liked", "seen") for name in counted),
              *(f"in {s}" for s in scenarios))
-    part.words = {c: _known(words, part.min_count) for c, words in known.items()}
-    part.rate, part.scenarios, part.n_values = rate, tuple(scenarios), len(counted)
+    part.words_ = {c: _known(words, part.min_count) for c, words in known.items()}
+    part.rate_, part.scenarios, part.n_values = rate, tuple(scenarios), len(counted)
     part.features = (Feature("history", "history", len(names), "user", names),)
     return part
 
@@ -1240,14 +1240,14 @@ class Histories(Part):
         min_count: int = 1, # Values seen less often among the training rows are not counted apart either
     ):
         for name, value in dict(words=words, min_count=min_count).items(): whole_number(name, value)
-        self.n_words, self.min_count, self.words, self.rate = words, min_count, {}, None
+        self.n_words, self.min_count, self.words_, self.rate_ = words, min_count, {}, None
 
     def fit(self,
         train: pd.DataFrame, # Training rows, sorted by time
         context: Context, # Where columns are looked up
     ) -> "Histories": # Itself
         """Learn which values are common, and the click rate of each scenario."""
-        known = {c: context.vocabulary(train, c, self.min_count).words
+        known = {c: context.vocabulary(train, c, self.min_count).words_
                  for c in _history_columns(context.schema)}
         return _learned(self, {c: words[:self.n_words] for c, words in known.items()},
                         _click_rates(train, context), context.scenarios)
@@ -1268,18 +1268,18 @@ class Histories(Part):
     ) -> tuple[np.ndarray, np.ndarray]: # (G, S, H) float32 and (G, S) bool
         """Histories of some users at some moments."""
         return history_features(*history_sums(*events, self.n_values, user, moment, len(self.scenarios)),
-                                self.rate)
+                                self.rate_)
 
     def events(self,
         context: Context, # With the log
     ) -> tuple: # scenario (N,), -1 for unknown; label (N,); values (N, C), -1 where not counted: of each event of the log
         """What is counted; computed once for a log."""
-        return context.log.kept(self, lambda: _counted(context, self.words))
+        return context.log.kept(self, lambda: _counted(context, self.words_))
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
         """Common values and click rates; nothing of any user."""
-        known = {c: v.words for c, v in self.words.items()}
-        return dict(words=self.n_words, min_count=self.min_count, known=known, rate=self.rate.tolist(),
+        known = {c: v.words_ for c, v in self.words_.items()}
+        return dict(words=self.n_words, min_count=self.min_count, known=known, rate=self.rate_.tolist(),
                     scenarios=self.scenarios), {}
 
     @classmethod
@@ -1299,7 +1299,7 @@ def item_rows(
     """An item's row in every table of items: its place among the preprocessor's items plus 1; 0 for an
     unknown one."""
     key = context.schema.item
-    return torch.from_numpy(_encoded(Vocabulary(words=tuple(context.items[key])), values, key))
+    return torch.from_numpy(_encoded(Vocabulary(words_=tuple(context.items[key])), values, key))
 
 def _check_vectors(name, ids, matrix): # One finite vector per id
     if not isinstance(name, str) or not name.isidentifier():
@@ -1338,7 +1338,7 @@ class Vectors(Part):
     ) -> "Vectors": # Itself
         """Put the vectors in the order of the items. Raises: `ValueError` if none of the ids is an item."""
         key = context.schema.item
-        place = _encoded(Vocabulary(words=self.ids), context.items[key], key)
+        place = _encoded(Vocabulary(words_=self.ids), context.items[key], key)
         if not place.any():
             raise ValueError(
                 f"Vectors {self.name!r}: none of its ids is among the items, such as "
@@ -1381,7 +1381,7 @@ def _first_not_before(log, at, time):
 
 def _events(context): # The log as tensors, in its order
     log, schema = context.log, context.schema
-    scenario = _encoded(Vocabulary(words=context.scenarios), log.events[schema.scenario], schema.scenario) - 1
+    scenario = _encoded(Vocabulary(words_=context.scenarios), log.events[schema.scenario], schema.scenario) - 1
     return dict(event_item=item_rows(context, log.events[schema.item]), event_time=torch.from_numpy(log.time),
         event_scenario=torch.from_numpy(np.where(scenario < 0, len(context.scenarios), scenario)),
                 event_label=_label_tensor(log.events, schema))
@@ -1451,12 +1451,12 @@ def _training(train, users, items, schema, order): # Sorted by time; and the con
         schema.item_columns, train, "items")
     for table, key, what in ((users, schema.user, "users"), (items, schema.item, "items")):
         _check_ids(train, table, key, f"fit, {what}")
-    return train, Context(schema, order or tuple(sorted(Vocabulary().fit(train[schema.scenario]).words)),
+    return train, Context(schema, order or tuple(sorted(Vocabulary().fit(train[schema.scenario]).words_)),
                           users, items)
 
 def _spec(prep, checksum): # What the parts bring, and whose batches these are
     features, tasks = (sum((getattr(p, name) for p in prep.parts), ()) for name in ("features", "tasks"))
-    return Spec(prep.scenarios, features, tasks or (Task(),), prep.query, checksum)
+    return Spec(prep.scenarios_, features, tasks or (Task(),), prep.query, checksum)
 
 # %% ../nbs/03_preprocess.ipynb #1b1d1a57
 _FEW = 10 # New items that may come alone; more of them, and not one that is known, are a mistake
@@ -1466,15 +1466,15 @@ def _transform(prep, frame, log):
     schema = prep.schema
     _check_log(frame.reset_index(drop=True), [c for c in schema.required if c not in schema.labels],
                "transform")
-    _check_ids(frame, prep.items, schema.item, "transform", _FEW)
+    _check_ids(frame, prep.items_, schema.item, "transform", _FEW)
     log = _as_log(prep, frame, log)
-    context = Context(schema, prep.scenarios, log.users, prep.items, log)
-    scenario = _encoded(Vocabulary(words=prep.scenarios), frame[schema.scenario], schema.scenario) - 1
+    context = Context(schema, prep.scenarios_, log.users, prep.items_, log)
+    scenario = _encoded(Vocabulary(words_=prep.scenarios_), frame[schema.scenario], schema.scenario) - 1
     if (scenario < 0).any():
         row = int((scenario < 0).argmax())
         raise ValueError(
             f"transform: row {row} has scenario {frame[schema.scenario].iloc[row]!r}; known are "
-            f"{', '.join(map(str, prep.scenarios))}: "
+            f"{', '.join(map(str, prep.scenarios_))}: "
             "drop those rows, or fit on rows that hold it")
     batch = {"scenario": torch.from_numpy(scenario)}, {}
     for part in prep.parts:
@@ -1501,7 +1501,7 @@ def _as_log(prep, frame, log): # An EventLog, whatever was given
         raise ValueError(
             "transform: these rows have no label, so they are nobody's past, and no log was given: pass log= "
             "with what has happened")
-    if needed and len(frame) and _times(frame, prep.schema).min() > prep.last:
+    if needed and len(frame) and _times(frame, prep.schema).min() > prep.last_:
         raise ValueError(
             "transform: these rows are later than all training rows and no log was given, so their histories "
             "would begin empty: pass log= with all that happened before")
@@ -1551,7 +1551,7 @@ class Preprocessor:
         new = copy.copy(self) # if a part refuses the rows, what was fitted before stays whole
         new.parts = _checked_parts(self.parts)
         for part in new.parts: part.fit(train, context)
-        new.scenarios, new.items, new.last = context.scenarios, context.items, int(_times(train.tail(1),
+        new.scenarios_, new.items_, new.last_ = context.scenarios, context.items, int(_times(train.tail(1),
             self.schema)[0])
         new.spec = _spec(new, record_checksum(*_record(new)))
         vars(self).update(vars(new))
@@ -1592,8 +1592,8 @@ def _record(prep): # Plain data and tensors of all that was learned
                           defined=f"{type(part).__module__}:{type(part).__qualname__}", about=about))
         tensors |= {f"parts.{k}.{name}": x for name, x in own.items()}
     return dict(format=_FORMAT, kind=type(prep).__name__, schema=asdict(prep.schema),
-                scenarios=prep.scenarios, last=prep.last, params=get_params(prep, skip=("schema", "parts")),
-                parts=parts, items=pack_frame(prep.items, "items", tensors)), tensors
+                scenarios=prep.scenarios_, last=prep.last_, params=get_params(prep, skip=("schema", "parts")),
+                parts=parts, items=pack_frame(prep.items_, "items", tensors)), tensors
 
 def _load(cls, folder): # From the two files
     about, tensors = read_record(folder, "preprocess", "Preprocessor.save", _FORMAT)
@@ -1603,10 +1603,10 @@ def _load(cls, folder): # From the two files
             f"{about.get('kind')}.load")
     with damage_named(folder/"preprocess.json", "Preprocessor.save"):
         prep = cls(**about["params"])
-        prep.schema, prep.scenarios, prep.last = Schema(**about["schema"]), _known(about["scenarios"],
-            1).words, whole_number("last", about["last"], -2**53)
+        prep.schema, prep.scenarios_, prep.last_ = Schema(**about["schema"]), _known(about["scenarios"],
+            1).words_, whole_number("last", about["last"], -2**53)
         prep.parts = tuple(_part_from(k, part, tensors, folder) for k, part in enumerate(about["parts"]))
-        prep.items = _table(_frame(about["items"], "items", tensors), prep.schema.item, (), None, "items")
+        prep.items_ = _table(_frame(about["items"], "items", tensors), prep.schema.item, (), None, "items")
         prep.spec = _spec(prep, about["checksum"])
     return prep
 

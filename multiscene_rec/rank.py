@@ -143,7 +143,7 @@ def _check_context(prep, log, context): # Nothing that the item decides, and all
             known = ", ".join(may) or "nothing, the schema has no such column"
             raise ValueError(f"context: {c!r} cannot be set for all items; choose from {known}")
     for c in may:
-        if not (c in context or c in log.users or c in prep.items):
+        if not (c in context or c in log.users or c in prep.items_):
             raise ValueError(
                 f"column {c!r} belongs to the moment of the list: give its value, context={{{c!r}: ...}}; "
                              "if it describes users, give EventLog(events, users)")
@@ -151,9 +151,9 @@ def _check_context(prep, log, context): # Nothing that the item decides, and all
 # The log and the moment, once the question has been checked
 def _checked(prep, log, users, scenario, when, context):
     log = _as_log(prep, log)
-    if scenario not in prep.scenarios:
+    if scenario not in prep.scenarios_:
         raise ValueError(
-            f"scenario {scenario!r} is unknown; choose from {', '.join(map(str, prep.scenarios))}")
+            f"scenario {scenario!r} is unknown; choose from {', '.join(map(str, prep.scenarios_))}")
     log.code([user for user in users if user is not None]) # ids of another kind would all look like newcomers
     _check_context(prep, log, context)
     if when is None and log.last is None:
@@ -190,15 +190,15 @@ def _task(model, name): # Number of a task
     return 0 if name is None else names.index(name)
 
 # %% ../nbs/10_rank.ipynb #2a9edb28
-def _seen(prep, log, user, when): # Positions in prep.items of what the user was shown before the moment
-    item, items = prep.schema.item, prep.items
+def _seen(prep, log, user, when): # Positions in prep.items_ of what the user was shown before the moment
+    item, items = prep.schema.item, prep.items_
     def places(): # the frame is kept beside them, so that its id stays its own
-        return items, Vocabulary(words=items[item].tolist()).encode(log.events[item]) - 1
+        return items, Vocabulary(words_=items[item].tolist()).encode(log.events[item]) - 1
     seen = np.unique(log.kept(("places", id(items)), places)[1][log.rows([user], when)[0]])
     return seen[seen >= 0]
 
 def _left(prep, log, user, when, exclude_seen): # Positions of the items that may be shown
-    places = np.arange(len(prep.items))
+    places = np.arange(len(prep.items_))
     if exclude_seen: places = np.delete(places, _seen(prep, log, user, when))
     if not len(places):
         raise ValueError(f"user {user!r} has seen every item; pass exclude_seen=False to show them again")
@@ -215,11 +215,11 @@ def question(
     scenario, # Where the list will be shown
     when: int, # Moment in seconds
     context: dict, # Values of further columns, one for all
-    places: np.ndarray, # (m,) positions in prep.items
+    places: np.ndarray, # (m,) positions in prep.items_
 ) -> pd.DataFrame: # m rows, without labels
     """The rows that ask for some items for one user at one moment."""
     schema = prep.schema
-    frame = pd.DataFrame({schema.item: prep.items[schema.item].to_numpy()[places]})
+    frame = pd.DataFrame({schema.item: prep.items_[schema.item].to_numpy()[places]})
     return frame.assign(**{schema.user: user, schema.scenario: scenario, schema.time: when}, **context)
 
 def item_batch(
@@ -229,10 +229,10 @@ def item_batch(
 ) -> Batch: # One row per row, without anybody's past
     """Rows as a batch, whatever columns they have; a column that is not there counts as missing."""
     schema = prep.schema
-    if frame is None: frame = prep.items[[c for c in prep.items if c in (*schema.item_columns, schema.item)]]
+    if frame is None: frame = prep.items_[[c for c in prep.items_ if c in (*schema.item_columns, schema.item)]]
     blank = {c: None for c in (schema.user, schema.item, *schema.categorical) if c not in frame}
     blank |= {c: np.nan for c in schema.numeric if c not in frame}
-    full = frame.assign(**{**blank, **(context or {}), schema.scenario: prep.scenarios[0], schema.time: 0})
+    full = frame.assign(**{**blank, **(context or {}), schema.scenario: prep.scenarios_[0], schema.time: 0})
     return prep.transform(full, log=EventLog(pd.DataFrame({c: [] for c in schema.required}), None, schema))
 
 # %% ../nbs/10_rank.ipynb #db70da7d
@@ -257,7 +257,7 @@ class Scorer:
         task: int = 0, # Number of the task whose probability is wanted
     ) -> torch.Tensor: # (U, n) float32 on the CPU, in the order of the preprocessor's items
         """Probabilities of every item."""
-        items = np.arange(len(self.prep.items))
+        items = np.arange(len(self.prep.items_))
         out = torch.empty(len(users), len(items))
         for u, user in enumerate(users):
             rows = question(self.prep, user, scenario, when, context, items)
@@ -309,7 +309,7 @@ def recommend(
     score = predict(model, prep.transform(question(prep, user_id, scenario, when, context, places), log=log))
     score = (score if score.ndim == 1 else score[:, column]).numpy()
     pick = top_k(score, k) if diversity == 0 else mmr(score, scorer.vectors()[places], k, diversity)
-    return _list(prep.items, places[pick], score[pick])
+    return _list(prep.items_, places[pick], score[pick])
 
 # %% ../nbs/10_rank.ipynb #a5988e65
 def overlap(
@@ -403,7 +403,7 @@ def _splits(model, prep):
     if {type(head) for head in model.predictors} != {InterestPredictor}: return False
     if fuse is not None and type(fuse) not in _PLAIN: return False
     needed = {Categories, Numbers} | ({Histories} if fuse is not None else set())
-    with_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items}
+    with_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items_}
     # a part of a user's own may change what these bring
     known = needed | {Labels, Histories, Vectors, Sequences}
     return needed <= {type(part) for part in prep.parts} <= known and with_items == set(schema.item_columns)
@@ -456,7 +456,7 @@ def _mix(model, h, present, scenario):
 # (U, S, H) float32 and present (U, S): as Preprocessor.transform makes them
 def _histories_of(prep, log, users, when):
     part = prep.part(Histories)
-    scenario, label, values = part.events(Context(prep.schema, prep.scenarios, log.users, prep.items, log))
+    scenario, label, values = part.events(Context(prep.schema, prep.scenarios_, log.users, prep.items_, log))
     rows, who = log.rows(users, when)
     known = scenario[rows] >= 0
     rows, who, U = rows[known], who[known], len(users)
@@ -536,7 +536,7 @@ class InterestScorer(Scorer):
 
     def scores(self, users, scenario, log, when, context, task=0):
         if not self.split: return super().scores(users, scenario, log, when, context, task)
-        n, rows = len(self.prep.items), 2**13 if self.device.type == "cpu" else 2**18
+        n, rows = len(self.prep.items_), 2**13 if self.device.type == "cpu" else 2**18
         out, some = torch.empty(len(users), n), max(rows//max(n, 1), 1)
         with torch.inference_mode():
             for u in range(0, len(users), some):
@@ -551,7 +551,7 @@ class InterestScorer(Scorer):
 
     # Which head answers, and what the users bring
     def _meeting(self, users, scenario, log, when, context, task):
-        t, each = self.prep.scenarios.index(scenario), len(self.model.predictors)//len(self.model.spec.tasks)
+        t, each = self.prep.scenarios_.index(scenario), len(self.model.predictors)//len(self.model.spec.tasks)
         head = task*each + (t if each > 1 else 0)
         here = lambda tensors: [x.to(self.device) for x in tensors]
         past = None if self.model.fusion == "none" else here(_histories_of(self.prep, log, users, when))
@@ -619,4 +619,4 @@ class Catalogue:
         places = _left(self.prep, log, user_id, log.last + 1 if when is None else int(when), exclude_seen)
         if diversity == 0: pick = places[top_k(score[places], k)]
         else: pick = places[mmr(score[places], self.scorer.vectors()[places], k, diversity)]
-        return _list(self.prep.items, pick, score[pick])
+        return _list(self.prep.items_, pick, score[pick])

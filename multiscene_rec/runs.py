@@ -368,7 +368,7 @@ def suspects(rows, log): # Features of the training rows that tell the label all
             key, table = next(((k, t) for k, t in ((schema.item, log.items), (schema.user, log.users))
                                if t is not None and c in t), (None, None))
             if table is None: continue
-            value = table[c].reindex(Vocabulary(words=table[key].tolist()).encode(part[key]) - 1)
+            value = table[c].reindex(Vocabulary(words_=table[key].tolist()).encode(part[key]) - 1)
         score = max((column_auc(value.reset_index(drop=True), label, c in schema.numeric)
                      for label in labels), default=0.)
         if score > SUSPECT_COLUMN: found[c] = score
@@ -572,7 +572,7 @@ class _Training:
                                  data.schema)
         self.rates = {name:
                       parts[0].groupby(data.schema.scenario)[
-                          name].mean().loc[list(self.prep.scenarios)].tolist() for name in data.schema.labels}
+                          name].mean().loc[list(self.prep.scenarios_)].tolist() for name in data.schema.labels}
 
     # Model, preprocessor, log, then what is made for readers; run.json names the checksums of the first three
     def keep(self, folder):
@@ -674,7 +674,7 @@ def _stopped(out, before): # For Ctrl-C
 # Metrics of some rows; with several tasks a block of lines for each
 def judge(model, prep, rows, batch, rates):
     code, prob, tables = batch.scenario.numpy(), predict(model, batch).numpy(), []
-    names = np.array(prep.scenarios, dtype=object)[code]
+    names = np.array(prep.scenarios_, dtype=object)[code]
     for k, label in enumerate(prep.schema.labels):
         p = prob if prob.ndim == 1 else prob[:, k]
         table = measure(rows[label].to_numpy(), p, names, rows[prep.schema.user].to_numpy(),
@@ -727,7 +727,7 @@ def load_run(
     if model.spec != prep.spec:
         raise ValueError(f"{folder}: model and preprocess do not belong together: train again")
     with damage_named(folder/"run.json", WRITER):
-        if [len(about["rates"][name]) for name in prep.schema.labels] != [len(prep.scenarios)]*len(
+        if [len(about["rates"][name]) for name in prep.schema.labels] != [len(prep.scenarios_)]*len(
             prep.schema.labels):
             raise ValueError("its rates are not those of the scenarios")
     return Run(folder, model, prep, load_log(folder/"log") if (folder/"log"/"log.json").is_file() else None,
@@ -755,8 +755,8 @@ def _newer(run, path, users):
                         time_unit=about["time_unit"], any_time=about["any_time"], window=about["window"])
         data.rows = _ids_as_known(run, data.rows, path)
         # the spelling of the training counts, not the commonest of this file
-        known = {str(s).casefold(): s for s in run.prep.scenarios}
-        if len(known) == len(run.prep.scenarios):
+        known = {str(s).casefold(): s for s in run.prep.scenarios_}
+        if len(known) == len(run.prep.scenarios_):
             spelled = data.rows[schema.scenario].map(lambda s: known.get(str(s).casefold(), s))
             data.rows = data.rows.assign(**{schema.scenario: spelled})
     table = None if data is None else data.users
@@ -769,7 +769,7 @@ def _newer(run, path, users):
 
 # 7 and "7" are one id where text was meant; text where numbers were is a mistake that no number would show
 def _ids_as_known(run, rows, path):
-    schema, known = run.prep.schema, {run.prep.schema.item: run.prep.items[run.prep.schema.item]}
+    schema, known = run.prep.schema, {run.prep.schema.item: run.prep.items_[run.prep.schema.item]}
     if run.log is not None: known[schema.user] = pd.Series(run.log.ids)
     for c, ids in known.items():
         was, now = (pd.api.types.is_numeric_dtype(x) for x in (ids, rows[c]))
@@ -784,7 +784,7 @@ def _ids_as_known(run, rows, path):
 
 def _strangers(run, rows, path): # A log that knows nobody was perhaps written by another program
     notes, schema = [], run.prep.schema
-    known = {schema.item: (run.prep.items[schema.item], "item")} | ({} if run.log is None
+    known = {schema.item: (run.prep.items_[schema.item], "item")} | ({} if run.log is None
         else {schema.user: (run.log.ids, "user")})
     for c, (ids, what) in known.items():
         if not rows[c].isin(ids).any():
@@ -823,7 +823,7 @@ def evaluate_log(
         raise ValueError(
             f"no row of {log} is new to the model: give a newer log, or --used to score what it was trained "
             "with")
-    rows, notes = _known(rows, run.prep.scenarios, schema, "log")
+    rows, notes = _known(rows, run.prep.scenarios_, schema, "log")
     for note in notes: say(note)
     return judge(run.model, run.prep, rows, run.prep.transform(rows, log=whole), run.about["rates"])
 
@@ -845,7 +845,7 @@ def list_for(
     notes = [] if user in whole.ids else [
         f"user {user!r} is not in the log: this is a list for a newcomer, without a history"]
     if data is not None:
-        new = ~data.rows[run.prep.schema.scenario].isin(run.prep.scenarios)
+        new = ~data.rows[run.prep.schema.scenario].isin(run.prep.scenarios_)
         if new.any():
             notes.append(
                 f"{int(new.sum()):,} of {len(new):,} rows of {log} are in scenarios that the model does not "

@@ -102,7 +102,7 @@ def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
                                atol=1e-5)
     assert batch.label.tolist() == train.clicked.tolist()
     for k, c in enumerate(prep.spec.fields):
-        assert prep.part(preprocess.Categories).words[c].decode(batch.fields[::997, k].numpy()
+        assert prep.part(preprocess.Categories).words_[c].decode(batch.fields[::997, k].numpy()
             - prep.spec.offsets[k]) == train[c].iloc[::997].tolist()
 
 

@@ -154,13 +154,13 @@ def test_vocabulary_against_a_counter(values, min_count):
     vocabulary = preprocess.Vocabulary(min_count=min_count).fit(values)
     count = Counter(values)
     expected = sorted((w for w in count if count[w] >= min_count), key=lambda w: (-count[w], w))
-    assert list(vocabulary.words) == expected and len(vocabulary) == len(expected) + 1
+    assert list(vocabulary.words_) == expected and len(vocabulary) == len(expected) + 1
     ids = vocabulary.encode(values)
     assert ids.tolist() == [expected.index(w) + 1 if w in expected else 0 for w in values]
     assert vocabulary.decode(ids) == [w if w in expected else None for w in values]
     again = preprocess.Vocabulary(**json.loads(json.dumps(asdict(vocabulary))))
     assert again == vocabulary
-    assert [type(w) for w in again.words] == [type(w) for w in vocabulary.words]
+    assert [type(w) for w in again.words_] == [type(w) for w in vocabulary.words_]
     assert again.encode(values).tolist() == ids.tolist()
 
 
@@ -170,8 +170,8 @@ def test_vocabulary_kinds():
     assert v.encode(pd.Series([3., None])).tolist() == [1, 0]
     assert v.encode(pd.Series([None, 5], dtype="Int64")).tolist() == [0, 2]
     assert v.encode([]).tolist() == [] and v.encode([None]).tolist() == [0]
-    assert preprocess.Vocabulary().fit(pd.Series(["b", "a", "b"], dtype="category")).words == ("b", "a")
-    assert preprocess.Vocabulary().fit([True, False, True]).words == (1, 0)
+    assert preprocess.Vocabulary().fit(pd.Series(["b", "a", "b"], dtype="category")).words_ == ("b", "a")
+    assert preprocess.Vocabulary().fit([True, False, True]).words_ == (1, 0)
     assert preprocess.Vocabulary().fit(np.array(["x", "y"])).encode(["y"]).tolist() == [2]
     assert preprocess.Vocabulary().encode(["never fitted"]).tolist() == [0]
 
@@ -455,7 +455,7 @@ def test_times_that_count_from_another_moment():
     tidy, report = preprocess.clean(BASE.assign(timestamp=bad), time_range=None)
     assert tidy.index.tolist() == [0] and report.remarks == ("rule 'time' dropped 75% of all rows",)
     assert preprocess.Preprocessor(Schema(categorical=(), numeric=())).fit(
-        BASE.assign(timestamp=[0, 1, 2, 3])).last == 3
+        BASE.assign(timestamp=[0, 1, 2, 3])).last_ == 3
     with pytest.raises(ValueError, match="allowed are times from 2030 up to 2031-06"):
         preprocess.clean(BASE, time_range=("2030", "2031-06"))
 
@@ -669,7 +669,7 @@ def test_spec_and_fields():
                                              spec.history) and len(spec.history_names) == spec.history
     wide = TRAIN.merge(MALL.users, on="user_id").merge(MALL.items.drop(columns="price"), on="item_id")
     for k, name in enumerate(spec.fields):
-        words = PREP.part(preprocess.Categories).words[name].decode(batch.fields[:, k].numpy()
+        words = PREP.part(preprocess.Categories).words_[name].decode(batch.fields[:, k].numpy()
             - spec.offsets[k])
         assert words == wide[name].tolist()
     assert [spec.scenarios[s] for s in batch.scenario] == TRAIN.scenario.tolist()
@@ -1080,7 +1080,7 @@ def test_parts_are_copied_and_their_order_does_not_matter_for_what_they_bring():
     a, b = one.transform(TEST, LOG), two.transform(TEST, LOG)
     assert parts_of(a).keys() == parts_of(b).keys() and all(x.equal(parts_of(b)[k]) for k,
                                                             x in parts_of(a).items())
-    assert parts[0].words == {} and repr(two).startswith(
+    assert parts[0].words_ == {} and repr(two).startswith(
         "Preprocessor(Sequences, Vectors, Histories, Labels, Numbers, Categories; fitted") and set(
             one.spec.features) == set(two.spec.features)
 
@@ -1181,7 +1181,7 @@ def test_sequences_against_loops():
     frame = pd.concat([frame, frame.head(9).assign(user_id=range(100, 109))])  # nobody knows these
     log = preprocess.EventLog(events, schema=schema)
     batch = prep.transform(frame, log)
-    item, scenario = {i: k + 1 for k, i in enumerate(prep.items.item_id)}, {s: k for k,
+    item, scenario = {i: k + 1 for k, i in enumerate(prep.items_.item_id)}, {s: k for k,
         s in enumerate(prep.spec.scenarios)}
     rows, lengths = list(events.itertuples(index=False)), []
     for k, row in enumerate(frame.itertuples(index=False)):
@@ -1234,7 +1234,7 @@ def test_a_fitted_preprocessor_holds_no_users_data(tmp_path):
     kept = [p.read_bytes() for p in tmp_path.iterdir()] + [pickle.dumps(prep),
         pickle.dumps(copy.deepcopy(prep)), repr(vars(prep)).encode()]
     assert len(kept) == 5 and not any(b"zebra" in x.lower() for x in kept)
-    times = {int(t) for t in TRAIN.timestamp} - {prep.last}
+    times = {int(t) for t in TRAIN.timestamp} - {prep.last_}
     assert not times & {x for part in prep.parts for t in part.state()[1].values()
                         for x in t.flatten().long().tolist()}
     preprocess.save_log(preprocess.EventLog(mark(MALL.events), users), tmp_path)  # the log is what holds it

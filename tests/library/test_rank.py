@@ -266,7 +266,7 @@ def slow_list(mall, prep, net, user, scenario, log, when, unseen=True):
     past = mall.events[mall.events.timestamp < when]
     seen = set(past.item_id[past.user_id == user]) if unseen else set()
     rows = []
-    for item in prep.items.item_id:
+    for item in prep.items_.item_id:
         if item in seen: continue
         frame = pd.DataFrame(dict(user_id=[user], item_id=[item], scenario=[scenario], timestamp=[when]))
         rows.append((item, float(train.predict(net, prep.transform(frame, log=log))[0])))
@@ -328,7 +328,7 @@ def test_recommend_with_diversity_is_mmr_on_the_embeddings_of_the_item(shop, lam
     mall, prep, net, log = shop
     top = rank.recommend(net, prep, log, 5, "live", k=6, diversity=lam, exclude_seen=False)
     when = int(mall.events.timestamp.max()) + 1
-    batch = prep.transform(prep.items[["item_id"]].assign(user_id=5, scenario="live", timestamp=when),
+    batch = prep.transform(prep.items_[["item_id"]].assign(user_id=5, scenario="live", timestamp=when),
                            log=log)
     names = list(prep.spec.fields)
     table = net.embed.table.weight.detach()
@@ -339,11 +339,11 @@ def test_recommend_with_diversity_is_mmr_on_the_embeddings_of_the_item(shop, lam
 
 def test_the_same_question_has_the_same_answer_and_changes_nothing(shop):
     mall, prep, net, log = shop
-    events, users, items = log.events.copy(), log.users.copy(), prep.items.copy()
+    events, users, items = log.events.copy(), log.users.copy(), prep.items_.copy()
     for lam in (0., .4):
         pd.testing.assert_frame_equal(*[rank.recommend(net, prep, log, 7, "cart", diversity=lam)
                                         for _ in range(2)])
-    for now, before in ((log.events, events), (log.users, users), (prep.items, items)):
+    for now, before in ((log.events, events), (log.users, users), (prep.items_, items)):
         pd.testing.assert_frame_equal(now, before)
 
 
@@ -362,7 +362,7 @@ def test_an_item_that_came_after_training_is_scored_and_can_have_been_seen(shop)
     prep = preprocess.Preprocessor().fit(mall.events, mall.users, mall.items)
     before = rank.recommend(net, prep, log, 5, "home", k=50)  # the log has been asked about the old items
     twin = mall.items.iloc[[4]].assign(item_id=999, title="new")
-    prep.items = pd.concat([twin, mall.items], ignore_index=True)
+    prep.items_ = pd.concat([twin, mall.items], ignore_index=True)
     top = rank.recommend(net, prep, log, 5, "home", k=51, exclude_seen=False)
     assert 999 in set(top.item_id) and len(top) == 51 and top.score.notna().all()
     assert len(rank.recommend(net, prep, log, 5, "home", k=51, exclude_seen=False, diversity=.5)) == 51
