@@ -16,6 +16,7 @@ _detach, _cpu, _numpy = torch.Tensor.detach, torch.Tensor.cpu, torch.Tensor.nump
 _rng, _generator, _Tensor, _Size, _ndarray, _scalar = np.random.default_rng, torch.Generator, torch.Tensor, torch.Size, np.ndarray, np.generic
 _tuple, _list, _dim, _ndim, _COUNTS = tuple, list, torch.Tensor.dim, np.ndim, "none one two three four five six seven eight nine ten".split()
 _PLAIN = (bool, int, float, complex, str, bytes, range, type(None))
+_changed = False
 _seed = int(os.environ.get("MULTISCENE_GRADE_SEED", "0"))
 
 
@@ -47,6 +48,11 @@ def close(found, wanted, what, tol=1e-6, hint="", nan=False):
 def true(condition, words):
     "The condition holds; else the words say what is wrong."
     if not bool(condition): raise Wrong(words)
+
+
+def unchanged(same, words):
+    "What a function was given is the same as before; else the words say so. A grader's functions tell it of a change."
+    if _changed or not bool(same): raise Wrong(words)
 
 
 def equal(found, wanted, what, hint=""):
