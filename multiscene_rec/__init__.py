@@ -2,9 +2,8 @@
 
 `import multiscene_rec` loads no other module. Each public name below is looked up in its own module at
 first use, so that a reader who only needs `multiscene_rec.auc` does not wait for the data and the models.
-Hand-written are this file and what teaches nothing: storage, checks, logs, contract, runs. All other modules
-are exported
-from the notebook of their name.
+Hand-written are this file and what teaches nothing: storage, checks, logs, training, checkpoints, contract,
+runs. All other modules are exported from the notebook of their name.
 """
 __version__ = "0.1.0"
 
@@ -42,6 +41,8 @@ _MODULES = {
     "cli": (),
     "storage": (),
     "checks": (),
+    "training": (),
+    "checkpoints": (),
     "contract": ("check_recommender",),
     "runs": (),
 }
@@ -71,8 +72,8 @@ def __dir__():
 
 # for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
 if TYPE_CHECKING:
-    from . import (article, checks, cli, contract, core, coupons, data, extractor, fusion, logs, metrics,
-                   model, predictor, preprocess, rank, runs, storage, train)
+    from . import (article, checkpoints, checks, cli, contract, core, coupons, data, extractor, fusion, logs,
+                   metrics, model, predictor, preprocess, rank, runs, storage, train, training)
     from .article import (build_feature_extractor, build_interest_predictor, build_scenario_fuser,
                           predict_interests, preprocess_data, train_model)
     from .contract import check_recommender

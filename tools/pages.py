@@ -123,7 +123,8 @@ def formulas():
 
 
 # Modules written by hand -> the notebook that uses them.
-PLAIN = {"logs": "02_data", "storage": "08_model", "contract": "08_model", "runs": "90_cli", "checks": ""}
+PLAIN = {"logs": "02_data", "storage": "08_model", "training": "09_train",
+         "checkpoints": "09_train", "contract": "08_model", "runs": "90_cli", "checks": ""}
 
 
 def public():
