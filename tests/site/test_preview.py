@@ -80,7 +80,7 @@ def test_figures_are_numbered_and_links_lead_to_the_names_of_the_site():
             ("../05_fusion.ipynb", "../fusion.html"), (f"{home}train.html#fit", "train.html#fit"),
             ("https://y.org/05_a.ipynb", "https://y.org/05_a.ipynb"), ("images/a.png", "images/a.png"),
             ("#here", "#here")):
-        assert f'<a href="{after}"' in made(f"[x]({before})"), before
+        assert f'<a href="{after}"' in made(f"[x]({before})", True, "--metadata=page"), before
 
 
 def test_cells_are_shown_as_their_options_say(tmp_path):

@@ -141,6 +141,8 @@ def test_the_lectures_load_nothing_from_elsewhere_and_describe_their_images(buil
         assert not re.search(r"(?:@import|url\()\s*[\"'(url]*(?:https?:)?//", text), sheet
     for path in LESSONS:
         text = (out/f"{path.stem}.html").read_text(encoding="utf-8")
+        for to in re.findall(r'<a [^>]*?href="([^"]+)"', text):
+            assert re.match("[a-z]+:|#cb", to), f"{path.name}: {to} is not beside the lectures"
         assert foreign_loads(text) == [] and text.count('<div class="body">') == text.count("<h2")
         assert all(re.search(r'alt="[^"]{20,}"', image) for image in re.findall(r"<img[^>]*>", text))
         for name in re.findall(r'<(?:img|script|link)\b[^>]*?(?:src|href)="([^"]+)"', text):

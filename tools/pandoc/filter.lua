@@ -42,6 +42,7 @@ local rest = {
     return out
   end,
   Link = function(link)
+    if not page and not link.target:match("^%a+:") then return link.content end  -- a lecture stands by itself
     link.target = retarget(link.target)
     return link
   end,
