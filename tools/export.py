@@ -87,8 +87,8 @@ class Derived:
 
 
 DERIVED = (  # in this order: a row may read what the rows above have written
-    Derived("clean notebooks", "themselves, links and version of settings.ini", lessons),
-    Derived("sources of exercises", "themselves, without outputs", sources),
+    Derived("clean notebooks", "nbdev's rules for a clean notebook, links and version of settings.ini", lessons),
+    Derived("sources of exercises", "the rule that they hold no outputs", sources),
     Derived("modules", "nbs/*.ipynb, the version in settings.ini", modules),
     Derived("made pages", "course data, tests, exercises, docstrings, benchmarks", made_pages),
     Derived("_quarto.yml", "nbs/_quarto.yml and the pages that exist", quarto),
@@ -112,7 +112,8 @@ def check():
     "What is out of step, one line per file."
     for row in DERIVED:
         for path, text in behind(row).items():
-            yield f"{name(path)} {STALE if text is None else f'is out of step with {row.made_from}'}"
+            step = f"is out of step with {row.made_from}: run make export"
+            yield f"{name(path)} {STALE if text is None else step}"
 
 
 def export():
@@ -130,7 +131,7 @@ def export():
 def main(*args):
     "The command line."
     if args == ("--check",):
-        if found := list(check()): sys.exit("\n".join([*found, "Run make export."]))
+        if found := list(check()): sys.exit("\n".join(found))
     elif args: sys.exit(__doc__)
     elif stale := export(): sys.exit("\n".join(stale))
 

@@ -57,7 +57,7 @@ def obstacles():
     if _git("branch", "--show-current") != cfg["branch"]: yield f"this is not the branch {cfg['branch']}"
     if changed := [line.split(maxsplit=1)[1] for line in _git("status", "--porcelain").splitlines()]:
         yield f"not committed: {', '.join(changed[:5])}{' …'*(len(changed) > 5)}"
-    yield from (f"{line}; run make export" for line in export.check())
+    yield from export.check()
 
 
 if __name__ == "__main__":
