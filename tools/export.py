@@ -87,7 +87,7 @@ class Derived:
 
 
 DERIVED = (  # in this order: a row may read what the rows above have written
-    Derived("clean notebooks", "nbdev's rules for a clean notebook, links and version of settings.ini", lessons),
+    Derived("clean notebooks", "nbdev's rules for clean ones, links and version of settings.ini", lessons),
     Derived("sources of exercises", "the rule that they hold no outputs", sources),
     Derived("modules", "nbs/*.ipynb, the version in settings.ini", modules),
     Derived("made pages", "course data, tests, exercises, docstrings, benchmarks", made_pages),
