@@ -14,8 +14,10 @@ def browser():
     "Skips, with the reason, where Playwright or Chromium is missing."
     sync = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
     with sync.sync_playwright() as play:
-        path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None) or play.chromium.executable_path
-        if not Path(path).is_file(): pytest.skip(f"needs Chromium (apt install chromium, or playwright install chromium); no file {path}")
+        found = next(filter(None, map(shutil.which, NAMES)), None)
+        path = os.environ.get("CHROMIUM") or found or play.chromium.executable_path
+        if not Path(path).is_file():
+            pytest.skip(f"needs Chromium (apt install chromium); no file {path}")
         chrome = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try: yield chrome
         finally: chrome.close()
@@ -23,4 +25,5 @@ def browser():
 
 def sideways(tab):
     "By how many pixels the page is wider than the window."
-    return tab.evaluate("() => Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth")
+    widths = "document.documentElement.scrollWidth, document.body.scrollWidth"
+    return tab.evaluate(f"() => Math.max({widths}) - innerWidth")
