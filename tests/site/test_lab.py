@@ -191,7 +191,7 @@ def test_make_lab_opens_the_home_page_and_its_links(lab, tab):
 
 
 def moved(tab, slider):
-    "Move a slider three steps up by the keyboard; where it was and is, when the picture beside it has changed."
+    "Move a slider three steps up by the keyboard; where it was and is, once the picture has changed."
     widget = slider.locator("xpath=ancestor::*[contains(@class, 'widget-interact')]")
     slider.scroll_into_view_if_needed()
     readout = slider.locator(".widget-readout", has_text=re.compile(r"\d"))
