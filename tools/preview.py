@@ -33,9 +33,9 @@ JS, PANDOC = (notebooks.ROOT/"tools"/name for name in ("js", "pandoc"))
 OUTSIDE = ("404.md",)  # pages that no sidebar names
 
 
-def run(command, **how):
+def run(command, **more):
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace",
-                          timeout=600, **how)
+                          timeout=600, **more)
 
 
 # Tools of JavaScript
@@ -142,45 +142,45 @@ def folded(text, summary, is_open=False):
     return f"{opening}\n<summary>{html.escape(summary)}</summary>\n\n{text}\n\n</details>"
 
 
-def picture(data, kind, said, place):
+def picture(data, kind, keys, place):
     "Keep a picture as the file `place` plus its ending, and show it with caption and alternative text."
     file = place.with_suffix("." + kind.removeprefix("image/").removesuffix("+xml"))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data.encode() if "svg" in kind else base64.b64decode(data))
-    alt, caption = (" ".join(str(said.get(key, "")).split()) for key in ("fig-alt", "fig-cap"))
+    alt, caption = (" ".join(str(keys.get(key, "")).split()) for key in ("fig-alt", "fig-cap"))
     alt = alt.replace("\\", r"\\").replace('"', r"\"")
-    label = f"#{said['label']} " if str(said.get("label", "")).startswith("fig-") else ""
+    label = f"#{keys['label']} " if str(keys.get("label", "")).startswith("fig-") else ""
     return f'![{caption}]({file.parent.name}/{file.name}){{{label}alt="{alt}"}}'
 
 
-def output(out, said, place):
+def output(out, keys, place):
     "One output of a code cell."
     data = out.get("data") or {"text/plain": out.get("text") or "\n".join(out.get("traceback", ()))}
     for kind in ("image/svg+xml", "image/png", "image/jpeg"):
-        if kind in data: return picture(data[kind], kind, said, place)
+        if kind in data: return picture(data[kind], kind, keys, place)
     if "text/html" in data:
         table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
         return div(fence(table, "=html"), ".output .scroll")
     if "text/markdown" in data:
-        return div(data["text/markdown"], ".doc" if said.get("output") == "asis" else ".output")
+        return div(data["text/markdown"], ".doc" if keys.get("output") == "asis" else ".output")
     text = re.sub(r"\x1b\[[0-9;]*m", "", data.get("text/plain", "")).rstrip()
     return fence(text, ".output") if text else ""
 
 
-def outputs(cell, said, place):
+def outputs(cell, keys, place):
     outs = cell.get("outputs", ())
-    return [output(out, said, place.with_name(f"{place.name}-{i}")) for i, out in enumerate(outs)]
+    return [output(out, keys, place.with_name(f"{place.name}-{i}")) for i, out in enumerate(outs)]
 
 
 def markdown(cell, place):
     "A cell as Pandoc's Markdown, as far as its options show it; pictures become files named after `place`."
     if cell["cell_type"] == "markdown": return mermaid(cell["source"])
-    said, source = options(cell["source"])
-    if cell["cell_type"] == "raw" or said.get("include") is False: return ""
-    parts = [fence(source, ".python")] if source and said.get("echo") is not False else []
-    if parts and "code-fold" in said:
-        parts = [folded(parts[0], said.get("code-summary", "Code"), said["code-fold"] == "show")]
-    return "\n\n".join(parts + (outputs(cell, said, place) if said.get("output") is not False else []))
+    keys, source = options(cell["source"])
+    if cell["cell_type"] == "raw" or keys.get("include") is False: return ""
+    parts = [fence(source, ".python")] if source and keys.get("echo") is not False else []
+    if parts and keys.get("code-fold"):
+        parts = [folded(parts[0], keys.get("code-summary", "Code"), keys["code-fold"] == "show")]
+    return "\n\n".join(parts + (outputs(cell, keys, place) if keys.get("output") is not False else []))
 
 
 def pandoc(text, template, drawn, variables, *args, root=""):

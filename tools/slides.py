@@ -49,8 +49,8 @@ def pieces(text):
 
 def code(cell, place):
     "What a slide shows of a code cell."
-    said, source = preview.options(cell["source"])
-    source, outs = preview.fence(source, ".python"), list(filter(None, preview.outputs(cell, said, place)))
+    keys, source = preview.options(cell["source"])
+    source, outs = preview.fence(source, ".python"), list(filter(None, preview.outputs(cell, keys, place)))
     return "\n\n".join([preview.folded(source, "Code"), *outs] if outs else [source])
 
 

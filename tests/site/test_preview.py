@@ -92,6 +92,7 @@ def test_cells_are_shown_as_their_options_say(tmp_path):
     assert "7" in shown("x", **{"text/plain": "7"})
     assert "7" not in shown("#| output: false\nx", **{"text/plain": "7"})
     assert '<details class="code">' in shown("#| code-fold: true\nx")
+    assert "<details" not in shown("#| code-fold: false\nx")
     assert "<summary>Why</summary>" in shown('#| code-fold: show\n#| code-summary: "Why"\nx')
     assert "<style" not in shown("x", **{"text/html": "<style>a{}</style><table></table>"})
     alt = "#| fig-alt: 'Say \"x\"'"

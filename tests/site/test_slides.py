@@ -26,9 +26,9 @@ def built(tmp_path_factory):
     return out, missing
 
 
-def run(command, **how):
+def run(command, **more):
     env = notebooks.child_env()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, **how)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, **more)
     assert done.returncode == 0, done.stderr
 
 

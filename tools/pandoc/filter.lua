@@ -36,8 +36,8 @@ local rest = {
     for i, one in ipairs(cite.citations) do
       if not one.id:match("^fig%-") then cited = true return end
       if i > 1 then out:extend { pandoc.Str(","), pandoc.Space() } end
-      local said = figures[one.id]
-      out:insert(said and pandoc.Link(said, "#" .. one.id) or pandoc.Str("the figure"))
+      local number = figures[one.id]
+      out:insert(number and pandoc.Link(number, "#" .. one.id) or pandoc.Str("the figure"))
     end
     return out
   end,
