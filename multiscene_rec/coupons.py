@@ -11,7 +11,6 @@ __all__ = ['VENUES', 'LEVELS', 'CONTEXT', 'PERSON', 'CANDIDATES', 'FUSED', 'visi
 # %% ../nbs/11_coupons.ipynb #a46e3977
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,38 +21,48 @@ from .core import check_shape, require, set_seed
 from .data import Batch, Schema
 from .metrics import auc, log_loss, macro_average
 from .model import InterestModel
-from .preprocess import Categories, Context, Feature, Labels, Part, Preprocessor, Spec, group_split
+from multiscene_rec.preprocess import (
+    Categories,
+    Context,
+    Feature,
+    Labels,
+    Part,
+    Preprocessor,
+    Spec,
+    group_split,
+)
 from .train import KeepBest, fit, predict
 
 # %% ../nbs/11_coupons.ipynb #33b08534
 VENUES = {"Coffee House": "CoffeeHouse", "Restaurant(<20)": "RestaurantLessThan20",
-          "Carry out & Take away": "CarryAway",
-          "Bar": "Bar", "Restaurant(20-50)": "Restaurant20To50"}
+          "Carry out & Take away": "CarryAway", "Bar": "Bar", "Restaurant(20-50)": "Restaurant20To50"}
 LEVELS = {"never": 0., "less1": .5, "1~3": 2., "4~8": 6., "gt8": 10.}
 CONTEXT = ("destination", "passanger", "weather", "temperature", "time", "expiration", "toCoupon_GEQ15min",
            "toCoupon_GEQ25min", "direction_same")
 PERSON = ("gender", "age", "maritalStatus", "has_children", "education", "occupation", "income", "car")
 
 # %% ../nbs/11_coupons.ipynb #809c04ce
+def _missing(column):
+    return f"there is no column {column!r}; pass rows as load_coupons returns them"
+
 def visits(
     frame: pd.DataFrame, # Rows with the five visit columns of the coupons
-) -> np.ndarray: # (n, 5) float64: visits a month to each kind of venue, in the order of VENUES; nan where not answered
+) -> np.ndarray: # (n, 5) float64: visits a month, in the order of VENUES; nan where not answered
     """Turn the five answers into numbers: each band of visits becomes a typical count.
 
     Raises: `ValueError` naming the column that is missing, or the answer that is unknown and its row.
     """
-    out = np.full((len(frame), len(VENUES)), np.nan)
+    per_month = np.full((len(frame), len(VENUES)), np.nan)
     for k, column in enumerate(VENUES.values()):
-        if column not in frame:
-            raise ValueError(f"column {column!r} is not there; give rows as load_coupons returns them")
+        if column not in frame: raise ValueError(_missing(column))
         answer = frame[column]
-        wrong = (~(answer.isna() | answer.isin(LEVELS))).to_numpy()
-        if wrong.any():
-            raise ValueError(
-                f"column {column!r}, row {wrong.argmax()}: answer {answer.iloc[wrong.argmax()]!r} is "
-                f"unknown; expected {', '.join(LEVELS)} or nothing")
-        out[:, k] = answer.map(LEVELS).to_numpy(dtype=float)
-    return out
+        unknown = (~(answer.isna() | answer.isin(LEVELS))).to_numpy()
+        if unknown.any():
+            row = unknown.argmax()
+            raise ValueError(f"column {column!r}, row {row}: answer {answer.iloc[row]!r} is unknown; "
+                             f"expected {', '.join(LEVELS)} or nothing")
+        per_month[:, k] = answer.map(LEVELS).to_numpy(dtype=float)
+    return per_month
 
 # %% ../nbs/11_coupons.ipynb #d09ee0c1
 def visit_scale(
@@ -70,17 +79,18 @@ def visit_scale(
     return np.log1p(np.nan_to_num(v))
 
 # %% ../nbs/11_coupons.ipynb #9cb0e18b
-_MADE_UP = dict(destination=("Home", "Work", "No Urgent Place"), passanger=("Alone", "Friend(s)", "Partner",
-    "Kid(s)"),
+_MADE_UP = dict(
+    destination=("Home", "Work", "No Urgent Place"), passanger=("Alone", "Friend(s)", "Partner", "Kid(s)"),
     weather=("Sunny", "Rainy", "Snowy"), temperature=(30, 55, 80), time=("7AM", "10AM", "2PM", "6PM", "10PM"),
     coupon=tuple(VENUES), expiration=("1d", "2h"), toCoupon_GEQ5min=(1,), toCoupon_GEQ15min=(0, 1),
-                toCoupon_GEQ25min=(0, 1), direction_same=(0, 1))
-_MADE_UP_PERSON = dict(gender=("Female", "Male"), age=("21", "26", "31", "50plus"),
-                       maritalStatus=("Single", "Married partner"), has_children=(0, 1),
+    toCoupon_GEQ25min=(0, 1), direction_same=(0, 1))
+_MADE_UP_PERSON = dict(
+    gender=("Female", "Male"), age=("21", "26", "31", "50plus"),
+    maritalStatus=("Single", "Married partner"), has_children=(0, 1),
     education=("Bachelors degree", "Some college - no degree"), occupation=("Student", "Unemployed", "Legal"),
-                       income=("$25000 - $37499", "$100000 or More"),
-    car=(None, "Mazda5"), **{column: (None, *LEVELS) for column in VENUES.values()})
-# of each kind, in the order of VENUES
+    income=("$25000 - $37499", "$100000 or More"), car=(None, "Mazda5"),
+    **{column: (None, *LEVELS) for column in VENUES.values()})
+# one number per kind, in the order of VENUES
 _MADE_UP_BIAS, _MADE_UP_PULL = (0., .9, 1., -.4, -.2), (1., .1, 0., 1.3, .6)
 
 # %% ../nbs/11_coupons.ipynb #28aefb00
@@ -90,7 +100,7 @@ def made_up_coupons(
     pull: float = 1.0, # How much visits to the coupon's own kind of venue count; 0 makes all visits useless
     seed: int = 0, # Same seed, same survey
 ) -> pd.DataFrame: # The columns of load_coupons
-    """A survey of the real one's form and of known truth: of all visits only those to the coupon's own kind
+    """Make up a survey with the real one's columns and a known truth: only visits to the coupon's own kind
     of venue count.
 
     Raises: `ValueError` if there are no respondents or rows.
@@ -105,13 +115,13 @@ def made_up_coupons(
     frame = frame.assign(**{c: draw(v, len(frame)) for c, v in _MADE_UP.items()})
     kind = pd.Index(tuple(VENUES)).get_indexer(frame.coupon)
     own = np.nan_to_num(np.log1p(visits(frame)[np.arange(len(frame)), kind]), nan=np.log(3)) - np.log(3)
-    logit = np.array(_MADE_UP_BIAS)[kind] + pull*np.array(_MADE_UP_PULL)[kind]*own + .6*(
-        frame.expiration == "1d") - .3
+    logit = np.array(_MADE_UP_BIAS)[kind] + pull*np.array(_MADE_UP_PULL)[kind]*own
+    logit = logit + .6*(frame.expiration == "1d") - .3
     logit += np.repeat(.5*r.normal(size=respondents), rows)
-    whole = [c for c, v in {**_MADE_UP, **_MADE_UP_PERSON}.items() if isinstance(v[-1], int)]
+    integers = [c for c, v in {**_MADE_UP, **_MADE_UP_PERSON}.items() if isinstance(v[-1], int)]
     frame = frame.assign(direction_opp=1 - frame.direction_same,
                          Y=(r.random(len(frame)) < 1/(1 + np.exp(-logit))))
-    return frame.astype({c: "int64" for c in (*whole, "direction_opp", "Y", "respondent")})
+    return frame.astype({c: "int64" for c in (*integers, "direction_opp", "Y", "respondent")})
 
 # %% ../nbs/11_coupons.ipynb #97b9ac43
 def venue_histories(
@@ -126,15 +136,15 @@ def venue_histories(
     per_month = np.asarray(per_month, dtype=float)
     check_shape(per_month, "n S", S=len(VENUES))
     band = per_month[..., None] == np.array(list(LEVELS.values()))
-    place = np.broadcast_to(np.eye(len(VENUES)), (*per_month.shape, len(VENUES)))
-    x = np.concatenate([band, visit_scale(per_month)[..., None], place], -1)
+    kind = np.broadcast_to(np.eye(len(VENUES)), (*per_month.shape, len(VENUES)))
+    x = np.concatenate([band, visit_scale(per_month)[..., None], kind], -1)
     return x.astype(np.float32), ~np.isnan(per_month)
 
 # %% ../nbs/11_coupons.ipynb #ae4a4835
 def visits_to_target(
     per_month: np.ndarray, # (n, 5): visits a month, in the order of VENUES; nan where not answered
-    kind: np.ndarray, # (n,) whole numbers 0 to 4: whose coupon each row is
-) -> np.ndarray: # (n, 2): visits to the coupon's own kind of venue on the log scale, 0 if not answered; 1 if answered
+    kind: np.ndarray, # (n,) whole numbers 0 to 4: the kind of coupon in each row
+) -> np.ndarray: # (n, 2): visits to that kind of venue, log scale, 0 if not answered; 1 if answered
     """Look up the visits to the venue that the coupon is for.
 
     Formula: (11.3) `v_t = Σ_s [s = t] m_s log(1 + v_s)`.
@@ -151,18 +161,17 @@ def visits_to_target(
 
 # %% ../nbs/11_coupons.ipynb #0829dcbf
 _SCHEMA = Schema(
-    user="respondent", item="coupon", scenario="place", time="moment", label="Y",
+    user="respondent", item="coupon", scenario="scenario", time="timestamp", label="Y",
     categorical=(*PERSON, *CONTEXT), numeric=(), item_columns=("expiration",))
 
 def _with_keys(frame, scenario): # A survey has no time, and its scenario is one of its columns
-    return frame.assign(place=frame[scenario], moment=0, respondent=frame["respondent"]
-                        if "respondent" in frame else 0)
+    respondent = frame["respondent"] if "respondent" in frame else 0
+    return frame.assign(scenario=frame[scenario], timestamp=0, respondent=respondent)
 
 def _needs(frame, columns):
-    if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"column {missing[0]!r} is not there; give rows as load_coupons returns them")
+    if missing := [c for c in columns if c not in frame]: raise ValueError(_missing(missing[0]))
 
-def _kinds(frame): # (n,) 0 to 4: whose coupon each row is
+def _kinds(frame): # (n,) 0 to 4: the kind of coupon in each row
     kind = pd.Index(tuple(VENUES)).get_indexer(frame["coupon"])
     if (kind < 0).any():
         row = int((kind < 0).argmax())
@@ -172,24 +181,22 @@ def _kinds(frame): # (n,) 0 to 4: whose coupon each row is
 
 # %% ../nbs/11_coupons.ipynb #75fb58da
 class VenueVisits(Part):
-    """Visits a month become columns of `dense`: pairs of their logarithm and whether the question was
-    answered."""
+    """Turn visits into columns of `dense`: their logarithm, and whether the question was answered."""
     def __init__(self,
         target: bool = False, # Visits to the venue that the coupon is for
         every: bool = False, # Visits to all five kinds of venue
     ):
         self.target, self.every = bool(target), bool(every)
-        whose = [("target visits", "item")]*self.target + [(f"visits {v}", "user") for v in VENUES
-                                                           if self.every]
-        self.features = tuple(Feature(name + what, "number", 1, of) for name, of in whose
-                              for what in (", log", " known"))
+        columns = [("target visits", "item")] if self.target else []
+        if self.every: columns += [(f"visits {venue}", "user") for venue in VENUES]
+        self.features = tuple(Feature(name + ending, "number", 1, of) for name, of in columns
+                              for ending in (", log", " known"))
 
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons
         context: Context, # Not looked at
     ) -> tuple[dict, dict]: # dense (B, D), and no tables
-        """Answers to numbers. Raises: `ValueError` naming the row whose answer or kind of coupon is
-        unknown."""
+        """Look up the visits. Raises: `ValueError` naming the row whose answer or kind is unknown."""
         per_month, kinds = visits(frame), [_kinds(frame)] if self.target else []
         if self.every: kinds += [np.full(len(frame), k) for k in range(len(VENUES))]
         dense = [np.zeros((len(frame), 0)), *(visits_to_target(per_month, kind) for kind in kinds)]
@@ -203,13 +210,13 @@ class VenueVisits(Part):
     def from_state(cls,
         about: dict, # Plain data, as state gave it
         tensors: dict, # None
-    ) -> "VenueVisits": # Ready
-        """The way back."""
+    ) -> "VenueVisits": # With the same switches
+        """Build the part from what `state` returned."""
         return cls(**about)
 
 # %% ../nbs/11_coupons.ipynb #d6c78792
 class VenueHistories(Part):
-    """One history (11.2) for each scenario that is a kind of venue, none for others; each pattern of answers
+    """Make one history (11.2) per scenario that is a kind of venue, none for others; each pattern of answers
     is stored once."""
     def __init__(self):
         names = (*(f"visits {band}" for band in LEVELS), "visits, log", *(f"at {venue}" for venue in VENUES))
@@ -217,28 +224,27 @@ class VenueHistories(Part):
 
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons
-        context: Context, # Its scenarios say whose histories are wanted, and in which order
+        context: Context, # Its scenarios say which histories are wanted, and in which order
     ) -> tuple[dict, dict]: # history_row (B,); history_table (R, S, 11) and present_table (R, S)
-        """Answers to histories. Raises: `ValueError` naming the row whose answer is unknown."""
+        """Make the histories. Raises: `ValueError` naming the row whose answer is unknown."""
         venue = pd.Index(tuple(VENUES)).get_indexer(context.scenarios)
-        per_month, there = np.nan_to_num(visits(frame), nan=-1.), venue >= 0
-        if not there.any(): per_month[:] = -1.
+        per_month, is_venue = np.nan_to_num(visits(frame), nan=-1.), venue >= 0
+        if not is_venue.any(): per_month[:] = -1.
         pattern, row = np.unique(per_month, axis=0, return_inverse=True)
         x, known = venue_histories(np.where(pattern < 0, np.nan, pattern))
-        tables = dict(history_table=x[:, venue]*there[:, None], present_table=known[:, venue] & there)
-        return {"history_row": torch.from_numpy(row.reshape(-1))}, {k: torch.from_numpy(v) for k,
-            v in tables.items()}
+        tables = dict(history_table=x[:, venue]*is_venue[:, None], present_table=known[:, venue] & is_venue)
+        return (dict(history_row=torch.from_numpy(row.reshape(-1))),
+                {name: torch.from_numpy(table) for name, table in tables.items()})
 
 # %% ../nbs/11_coupons.ipynb #98cf0268
 class CouponEncoder(Preprocessor):
-    """A preprocessor for coupon rows: person, drive and coupon as fields, visits as numbers and as
-    histories."""
+    """Preprocess coupon rows: person, drive and coupon as fields, visits as numbers and as histories."""
     query = ("coupon", "expiration")
 
     def __init__(self,
         scenario: str = "coupon", # The column whose values are the scenarios
-        target_visits: bool = False, # Add to the dense columns the visits to the venue that this coupon is for
-        all_visits: bool = False, # Add to the dense columns the visits to all five kinds of venue
+        target_visits: bool = False, # Add dense columns for the visits to the venue of the coupon
+        all_visits: bool = False, # Add dense columns for the visits to all five kinds of venue
     ):
         self.scenario, self.target_visits, self.all_visits = scenario, bool(target_visits), bool(all_visits)
         if scenario == "coupon": self.scenario_order = tuple(VENUES)
@@ -248,8 +254,7 @@ class CouponEncoder(Preprocessor):
     def fit(self,
         train: pd.DataFrame, # Training rows, as from load_coupons
     ) -> "CouponEncoder": # Itself
-        """Learn the words of every field. Raises: `ValueError` naming a column that is not there, or a wrong
-        kind."""
+        """Learn the words of every field. Raises: `ValueError` naming a missing column or an unknown kind."""
         _needs(train, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario, *VENUES.values(), *_SCHEMA.labels))
         if self.scenario == "coupon": _kinds(train)
         train = _with_keys(train, self.scenario)
@@ -257,9 +262,8 @@ class CouponEncoder(Preprocessor):
 
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons; without a column Y there are no labels
-    ) -> Batch: # One row per row
-        """Make a batch. Raises: `ValueError` before fit, and naming a column that is not there or an unknown
-        value."""
+    ) -> Batch: # The same rows
+        """Make a batch. Raises: `ValueError` before fit, or naming a missing column or an unknown value."""
         fitted(self.spec, "CouponEncoder")
         _needs(frame, (*_SCHEMA.categorical, _SCHEMA.item, self.scenario))
         if self.scenario == "coupon": _kinds(frame)
@@ -270,11 +274,10 @@ def split_respondents(
     frame: pd.DataFrame, # Rows as from load_coupons
     seed: int = 0, # Which split
     fractions: tuple = (.7, .1, .2), # Shares of the respondents: train, validation, test
-) -> tuple[pd.DataFrame, ...]: # Three frames; no respondent stands in two of them
+) -> tuple[pd.DataFrame, ...]: # Three frames; no respondent appears in two of them
     """Split by person, never by row: rows of one person share every answer about venues.
 
-    Raises: `ValueError` for fractions that are no shares, without a column respondent, or for a part that
-    would be empty.
+    Raises: `ValueError` for fractions that do not sum to 1, a missing column respondent, or an empty part.
     """
     return group_split(frame, "respondent", fractions, seed)
 
@@ -284,13 +287,12 @@ def macro_auc(
     score: np.ndarray, # (n,) any score, larger means likelier
     scenario: np.ndarray, # (n,) scenario names or numbers
 ) -> float: # 0 to 1
-    """Mean over the scenarios of the AUC inside each: knowing which scenario is popular earns nothing.
+    """Average the AUC inside each scenario: knowing which scenario is popular earns nothing.
 
     Formula: (11.4) `(1/S) Σ_s AUC_s`.
 
-    Raises: `ValueError` naming a scenario whose labels are of one class, for a missing scenario, no rows or
-    lengths that
-    differ, or what `auc` raises.
+    Raises: `ValueError` naming a scenario whose labels are of one class; for a missing scenario, no rows or
+    lengths that differ; and as `auc`.
     """
     label, score, scenario = np.asarray(label), np.asarray(score), np.asarray(scenario, dtype=object)
     n = check_shape(label, "n")["n"]
@@ -300,7 +302,7 @@ def macro_auc(
     for s in pd.unique(scenario):
         rows = scenario == s
         if label[rows].min() == label[rows].max():
-            raise ValueError(f"scenario {s!r} holds one class only, so it has no AUC: add rows")
+            raise ValueError(f"scenario {s!r} has labels of one class only, so it has no AUC: add rows")
         values.append(auc(label[rows], score[rows]))
     return macro_average(np.array(values))
 
@@ -310,7 +312,7 @@ class Candidate:
     """One way to predict acceptance: a method, and what it is given."""
     method: str = "network" # network, logistic or trees
     fusion: str = "none" # For a network: none, or a name from fusion.fusion_names()
-    per_scenario: bool = False # A tower (network) or a model (trees) of its own for each scenario
+    per_scenario: bool = False # Each scenario has its own head (network) or its own model (trees)
     target_visits: bool = False # As for CouponEncoder
     all_visits: bool = False # As for CouponEncoder
 
@@ -325,10 +327,9 @@ CANDIDATES = {
     "shared + target": Candidate(target_visits=True),
     "shared + target + all visits": Candidate(target_visits=True, all_visits=True),
     "per scenario + target": Candidate(per_scenario=True, target_visits=True)}
-CANDIDATES |= {f"{fusion}{', per scenario' if heads == 'per_scenario' else ''}": Candidate(fusion=fusion,
-    per_scenario=heads == "per_scenario")
-               for heads in ("shared", "per_scenario") for fusion in ("own", "mean", "concat", "attention",
-                   "attention+own")}
+for ending, per_scenario in (("", False), (", per scenario", True)):
+    for fusion in ("own", "mean", "concat", "attention", "attention+own"):
+        CANDIDATES[fusion + ending] = Candidate(fusion=fusion, per_scenario=per_scenario)
 FUSED = tuple(name for name, c in CANDIDATES.items() if c.fusion != "none")
 
 # %% ../nbs/11_coupons.ipynb #0c1dcb14
@@ -340,12 +341,12 @@ def _one_hot(spec, batch): # (n, width): a column for each word of each field, t
 def _logistic(spec, train, valid, test):
     LogisticRegression = require("sklearn.linear_model", "compare").LogisticRegression
     x, x_valid, x_test = (_one_hot(spec, b) for b in (train, valid, test))
-    found = []
+    fits = []
     for C in (.003, .01, .03, .1, 1.):
         model = LogisticRegression(C=C, max_iter=2000).fit(x, train.label.numpy())
         prob = model.predict_proba(x_valid)[:, 1]
-        found.append((log_loss(valid.label.numpy(), prob), C, prob, model))
-    _, _, prob, model = min(found, key=lambda f: f[:2])
+        fits.append((log_loss(valid.label.numpy(), prob), C, prob, model))
+    _, _, prob, model = min(fits, key=lambda one: one[:2])
     return prob, model.predict_proba(x_test)[:, 1]
 
 # %% ../nbs/11_coupons.ipynb #aec0456e
@@ -364,13 +365,12 @@ def _boost(spec, train, valid, test): # As many trees as the validation responde
 
 def _trees(spec, train, valid, test, per_scenario):
     if not per_scenario: return _boost(spec, train, valid, test)
-    out = [np.zeros(len(valid)), np.zeros(len(test))]
+    p_valid, p_test = np.zeros(len(valid)), np.zeros(len(test))
     for s in range(len(spec.scenarios)):
-        rows = [part.scenario == s for part in (train, valid, test)]
-        for whole, there, prob in zip(out, rows[1:], _boost(spec, train[rows[0]], valid[rows[1]],
-                                                            test[rows[2]])):
-            whole[there.numpy()] = prob
-    return tuple(out)
+        rows, rows_valid, rows_test = (part.scenario == s for part in (train, valid, test))
+        p_valid[rows_valid.numpy()], p_test[rows_test.numpy()] = _boost(
+            spec, train[rows], valid[rows_valid], test[rows_test])
+    return p_valid, p_test
 
 # %% ../nbs/11_coupons.ipynb #838700da
 def average_probability(
@@ -397,10 +397,9 @@ def predict_candidate(
     seeds: tuple = (0, 1), # A network is trained once for each, and the probabilities are averaged
     device: str = "cpu", # Of the networks, as for train.fit
 ) -> tuple[np.ndarray, np.ndarray]: # Probabilities for the rows of valid and of test
-    """Train one candidate on the training respondents and predict the others.
+    """Train one candidate on the training respondents and predict for the others.
 
-    Raises: `ValueError` for an unknown method; `ImportError` naming the extra where scikit-learn is not
-    installed.
+    Raises: `ValueError` for an unknown method; `ImportError` if scikit-learn is needed and not installed.
     """
     if candidate.method == "logistic": return _logistic(spec, train, valid, test)
     if candidate.method == "trees": return _trees(spec, train, valid, test, candidate.per_scenario)
@@ -413,7 +412,7 @@ def predict_candidate(
         fit(model, train, valid, epochs=20, batch_size=512, lr=3e-3, seed=seed, device=device,
             callbacks=(KeepBest(patience=3),))
         votes.append([predict(model, part).numpy() for part in (valid, test)])
-    return tuple(average_probability(part) for part in zip(*votes))
+    return tuple(average_probability(part) for part in zip(*votes, strict=True))
 
 # %% ../nbs/11_coupons.ipynb #b4819bee
 def run_split(
@@ -423,24 +422,25 @@ def run_split(
     seeds: tuple = (0, 1), # Of each network, as for predict_candidate
     scenario: str = "coupon", # As for CouponEncoder
 ) -> pd.DataFrame: # One row per candidate: split, model, valid and test (macro AUC)
-    """Split the respondents, train every candidate, and report its macro AUC on validation and on test
-    respondents.
+    """Split the respondents, train every candidate, and report its macro AUC on validation and test people.
 
-    Raises: `ValueError` for a name that is not in `CANDIDATES`, and what the parts raise.
+    Raises: `ValueError` for a name that is not in `CANDIDATES`, and as `predict_candidate`.
     """
     if unknown := [n for n in names if n not in CANDIDATES]:
         raise ValueError(f"candidate {unknown[0]!r} is unknown; choose from {', '.join(CANDIDATES)}")
-    parts, encoded, out = split_respondents(frame, split), {}, []
+    parts, encoded, rows = split_respondents(frame, split), {}, []
     for name in names:
         candidate = CANDIDATES[name]
-        given = candidate.target_visits, candidate.all_visits
-        if given not in encoded:
-            encoder = CouponEncoder(scenario, *given).fit(parts[0])
-            encoded[given] = (encoder.spec, *map(encoder.transform, parts))
-        prob = predict_candidate(candidate, *encoded[given], seeds=seeds)
-        score = [macro_auc(b.label.numpy(), p, b.scenario.numpy()) for b, p in zip(encoded[given][2:], prob)]
-        out.append(dict(split=split, model=name, valid=score[0], test=score[1]))
-    return pd.DataFrame(out)
+        switches = candidate.target_visits, candidate.all_visits
+        if switches not in encoded:
+            encoder = CouponEncoder(scenario, *switches).fit(parts[0])
+            encoded[switches] = (encoder.spec, *map(encoder.transform, parts))
+        spec, train, valid, test = encoded[switches]
+        prob = predict_candidate(candidate, spec, train, valid, test, seeds=seeds)
+        score = [macro_auc(batch.label.numpy(), p, batch.scenario.numpy())
+                 for batch, p in zip((valid, test), prob, strict=True)]
+        rows.append(dict(split=split, model=name, valid=score[0], test=score[1]))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/11_coupons.ipynb #28648d94
 def choose_on_validation(
@@ -451,13 +451,14 @@ def choose_on_validation(
 
     Formula: (11.6) `c = argmax_m V_m`, report `T_c`; of equals the first.
 
-    Raises: `ValueError` if nothing is left to choose from.
+    Raises: `ValueError` if there is nothing to choose from.
     """
-    left = results if among is None else results[results.model.isin(list(among))]
-    if not len(left): raise ValueError("no candidate to choose from; among must name models of the results")
-    left = left.reset_index(drop=True)
-    return left.loc[left.groupby("split", sort=False).valid.idxmax(), ["split", "model", "valid",
-        "test"]].reset_index(drop=True)
+    choices = results if among is None else results[results.model.isin(list(among))]
+    if not len(choices):
+        raise ValueError("there is no candidate to choose from; among must name models of the results")
+    choices = choices.reset_index(drop=True)
+    best = choices.groupby("split", sort=False).valid.idxmax()
+    return choices.loc[best, ["split", "model", "valid", "test"]].reset_index(drop=True)
 
 # %% ../nbs/11_coupons.ipynb #e79315a9
 def _differences(differences, n_test, n_train):
@@ -510,24 +511,25 @@ def paired_table(
     baseline: str, # The model that the others are compared with
     n_test: float = .2, # Respondents in a test set, as a number or as a share
     n_train: float = .7, # Respondents in a training set, likewise
-) -> pd.DataFrame: # Index model; auc, difference, naive_se, corrected_se, low, high, wins (splits in which it beats the baseline)
+) -> pd.DataFrame: # Index model; auc, difference, naive_se, corrected_se, low, high, wins (splits won)
     """Compare every model with one of them, split by split: both saw the same respondents, so the luck of a
     split cancels.
 
-    Raises: `ValueError` if the baseline is not there, or a model lacks a split.
+    Raises: `ValueError` if the baseline is not among the results, or a model lacks a split.
     """
     wide = results.pivot(index="split", columns="model", values="test")[list(dict.fromkeys(results.model))]
     if baseline not in wide:
         raise ValueError(f"baseline {baseline!r} is not among the results: {', '.join(wide)}")
     if wide.isna().any(axis=None):
-        raise ValueError(
-            f"model {wide.columns[wide.isna().any()][0]!r} lacks a split; paired differences need all")
+        raise ValueError(f"model {wide.columns[wide.isna().any()][0]!r} lacks a split; "
+                         "paired differences need every split")
     rows = {}
     for name in wide.columns.drop(baseline):
         d = (wide[name] - wide[baseline]).to_numpy()
         mean, low, high = t_interval(d, n_test, n_train)
         rows[name] = dict(auc=wide[name].mean(), difference=mean, naive_se=d.std(ddof=1)/len(d)**.5,
-            corrected_se=corrected_se(d, n_test, n_train), low=low, high=high, wins=int((d > 0).sum()))
+                          corrected_se=corrected_se(d, n_test, n_train), low=low, high=high,
+                          wins=int((d > 0).sum()))
     return pd.DataFrame(rows).T.astype({"wins": int}).rename_axis("model")
 
 # %% ../nbs/11_coupons.ipynb #51bdfaed
@@ -540,16 +542,16 @@ def context_lists(
 ) -> pd.DataFrame: # One row per context and place: context, rank, coupon, score (probability of acceptance)
     """One person's coupon kinds in order of predicted acceptance, once for each context.
 
-    Raises: `ValueError` for a respondent who is not in the frame, or a context column that is not there.
+    Raises: `ValueError` for a respondent who is not in the frame, or a context column that is missing.
     """
     rows = frame[frame.respondent == respondent]
     if not len(rows): raise ValueError(f"respondent {respondent!r} is not in the frame")
-    out = []
+    lists = []
     for title, values in contexts.items():
         _needs(frame, values)
         offers = pd.concat([rows.iloc[[0]].assign(**{**values, "coupon": kind}) for kind in VENUES])
         score = predict(model, encoder.transform(offers)).numpy()
         order = np.argsort(-score, kind="stable")
-        out.append(pd.DataFrame(dict(context=title, rank=np.arange(1, len(VENUES) + 1),
-                                     coupon=offers.coupon.to_numpy()[order], score=score[order])))
-    return pd.concat(out, ignore_index=True)
+        lists.append(pd.DataFrame(dict(context=title, rank=np.arange(1, len(VENUES) + 1),
+                                       coupon=offers.coupon.to_numpy()[order], score=score[order])))
+    return pd.concat(lists, ignore_index=True)

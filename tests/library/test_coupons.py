@@ -78,7 +78,7 @@ def test_visits_against_a_loop(survey):
 def test_visits_names_what_is_wrong(survey):
     with pytest.raises(ValueError, match="column 'Bar', row 2: answer 'often' is unknown"):
         coupons.visits(survey.head(4).assign(Bar=["never", None, "often", "gt8"]))
-    with pytest.raises(ValueError, match="column 'CarryAway' is not there"):
+    with pytest.raises(ValueError, match="there is no column 'CarryAway'"):
         coupons.visits(survey.drop(columns="CarryAway"))
 
 
@@ -180,10 +180,10 @@ def test_encoder_knows_whom_a_column_describes(survey):
 def test_encoder_takes_rows_without_people_and_in_any_order(survey):
     encoder = coupons.CouponEncoder(all_visits=True).fit(survey)
     batch, mixed = encoder.transform(survey), survey.sample(frac=1, random_state=0)
-    place = torch.tensor(mixed.index.to_numpy())
+    order = torch.tensor(mixed.index.to_numpy())
     for other in (encoder.transform(mixed), encoder.transform(mixed.drop(columns="respondent"))):
         for name in ("fields", "dense", "scenario", "label", "history", "present"):
-            assert torch.equal(getattr(other, name), getattr(batch, name)[place]), name
+            assert torch.equal(getattr(other, name), getattr(batch, name)[order]), name
     assert len(encoder.transform(survey.iloc[:0])) == 0
 
 
@@ -199,8 +199,8 @@ def test_kinds_of_venue_keep_their_order_whatever_the_training_rows_hold(survey)
 
 def test_histories_follow_the_scenarios_of_any_preprocessor(survey):
     "The part alone, among parts of others, where the scenarios are sorted."
-    rows = survey.assign(moment=0)
-    schema = preprocess.Schema(user="respondent", item="expiration", scenario="coupon", time="moment",
+    rows = survey.assign(timestamp=0)
+    schema = preprocess.Schema(user="respondent", item="expiration", scenario="coupon", time="timestamp",
                                label="Y", categorical=(), numeric=(), item_columns=())
     own = preprocess.Preprocessor(schema, (preprocess.Categories(), preprocess.Labels(),
                                            coupons.VenueHistories())).fit(rows)
@@ -224,9 +224,9 @@ def test_encoder_refuses(survey):
     with pytest.raises(ValueError, match="CouponEncoder is not fitted"):
         coupons.CouponEncoder().transform(survey)
     for column in ("age", "coupon", "weather", "Bar", "Y"):
-        with pytest.raises(ValueError, match=f"column '{column}' is not there"):
+        with pytest.raises(ValueError, match=f"there is no column '{column}'"):
             coupons.CouponEncoder().fit(survey.drop(columns=column))
-    with pytest.raises(ValueError, match="column 'mood' is not there"):
+    with pytest.raises(ValueError, match="there is no column 'mood'"):
         coupons.CouponEncoder("mood").fit(survey)
     with pytest.raises(ValueError, match="every label is 1"): coupons.CouponEncoder().fit(survey.assign(Y=1))
     with pytest.raises(ValueError, match="column 'Bar', row 0: answer 'daily' is unknown"):
@@ -243,7 +243,7 @@ def test_encoder_refuses_an_unknown_kind(survey, options):
     third.loc[2, "coupon"] = "Cinema"
     says = "column 'coupon', row 2: 'Cinema' is unknown; expected one of Coffee House, "
     with pytest.raises(ValueError, match=says): encoder.transform(third)
-    with pytest.raises(ValueError, match="column 'time' is not there"):
+    with pytest.raises(ValueError, match="there is no column 'time'"):
         encoder.transform(survey.drop(columns="time"))
     if "scenario" not in options:
         with pytest.raises(ValueError, match=says): coupons.CouponEncoder(**options).fit(third)
@@ -278,10 +278,10 @@ def test_encoder_is_kept_with_every_switch(survey, parts, tmp_path, scenario, ta
 def test_what_is_kept_tells_nothing_of_a_person(survey, tmp_path):
     "Words, switches and the five kinds; people are asked the same questions, and only that can be read."
     coupons.CouponEncoder(target_visits=True, all_visits=True).fit(survey).save(tmp_path)
-    held = coupons.CouponEncoder.load(tmp_path)
-    assert sorted(held.items.coupon) == sorted(KINDS) and list(held.items) == ["coupon", "expiration"]
-    assert not hasattr(held, "users") and not hasattr(held, "log")
-    assert not any(isinstance(x, pd.DataFrame) and x is not held.items for part in (held, *held.parts)
+    saved = coupons.CouponEncoder.load(tmp_path)
+    assert sorted(saved.items_.coupon) == sorted(KINDS) and list(saved.items_) == ["coupon", "expiration"]
+    assert not hasattr(saved, "users_") and not hasattr(saved, "log_")
+    assert not any(isinstance(x, pd.DataFrame) and x is not saved.items_ for part in (saved, *saved.parts)
                    for x in vars(part).values())
 
 
@@ -310,10 +310,10 @@ def test_a_model_goes_with_its_encoder(survey, parts, tmp_path):
 def test_only_its_own_class_reads_it(survey, tmp_path):
     coupons.CouponEncoder().fit(survey).save(tmp_path/"coupons")
     with pytest.raises(ValueError, match="preprocess.json"): preprocess.Preprocessor.load(tmp_path/"coupons")
-    plain = preprocess.Schema(user="respondent", item="coupon", scenario="destination", time="moment",
+    plain = preprocess.Schema(user="respondent", item="coupon", scenario="destination", time="timestamp",
                               label="Y", categorical=(), numeric=(), item_columns=())
     preprocess.Preprocessor(plain, (preprocess.Categories(), preprocess.Labels())).fit(
-        survey.assign(moment=0)).save(tmp_path/"plain")
+        survey.assign(timestamp=0)).save(tmp_path/"plain")
     with pytest.raises(ValueError, match="preprocess"): coupons.CouponEncoder.load(tmp_path/"plain")
     with pytest.raises(ValueError, match="not fitted"): coupons.CouponEncoder().save(tmp_path/"nothing")
     with pytest.raises(FileNotFoundError, match="preprocess.json"):
@@ -345,7 +345,7 @@ def test_macro_auc(rows):
 
 
 def test_macro_auc_refuses():
-    with pytest.raises(ValueError, match="scenario 'b' holds one class only"):
+    with pytest.raises(ValueError, match="scenario 'b' has labels of one class only"):
         coupons.macro_auc([0, 1, 1], [.1, .2, .3], ["a", "a", "b"])
     with pytest.raises(ValueError, match="axis 'n'"): coupons.macro_auc([0, 1], [.1, .2, .3], ["a", "a"])
     with pytest.raises(ValueError, match="each with a scenario"): coupons.macro_auc([], [], [])
@@ -572,7 +572,7 @@ def test_context_lists(survey, parts):
             assert line.score == pytest.approx(torch.sigmoid(net(encoder.transform(row))).item(), abs=1e-6)
     with pytest.raises(ValueError, match="respondent -1 is not in the frame"):
         coupons.context_lists(net, encoder, survey, -1, contexts)
-    with pytest.raises(ValueError, match="column 'hour' is not there"):
+    with pytest.raises(ValueError, match="there is no column 'hour'"):
         coupons.context_lists(net, encoder, survey, who, {"noon": {"hour": 12}})
 
 
