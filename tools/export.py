@@ -19,7 +19,7 @@ from tools import badges, notebooks, pages, readme, release, site, tidy
 ROOT, NBS = notebooks.ROOT, notebooks.NBS
 PACKAGE = ROOT/notebooks.settings()["lib_name"]
 BY_HAND = ("__init__", "__main__", *pages.PLAIN)  # modules that come from no notebook
-STALE = "is made from nothing: delete it, or name a module that teaches nothing in tools/pages.py (PLAIN)"
+STALE = "is made from nothing: delete it"
 
 
 # What makes the texts: functions that return path -> text, with None for a file that should not be there

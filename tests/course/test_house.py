@@ -11,7 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from tools import badges, bounds, export, notebooks, readme
+from tools import badges, bounds, export, notebooks, pages, readme
 from tools.pages import PLAIN
 
 ROOT, NBS, PACKAGE = notebooks.ROOT, notebooks.NBS, export.PACKAGE
@@ -72,7 +72,8 @@ def break_all(folder):
     missing = {"multiscene_rec/article.py", "nbs/made/glossary.md"}
     for name in missing: (folder/name).unlink()
     stale = {"multiscene_rec/stale.py", "nbs/made/stale.md"}
-    for name in stale: (folder/name).write_text("", encoding="utf-8")
+    for name in stale: (folder/name).write_text(f"{pages.GENERATED} Of a notebook that is gone.\n",
+                                                encoding="utf-8")
     return {*edits, *missing, "nbs/made/library.md"}, stale  # the page of the library lacks a module
 
 
