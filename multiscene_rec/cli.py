@@ -74,7 +74,7 @@ def _run(spec, parts, user, seed, ceilings=(), patience=2, progress=True, heads=
     for name, prob in ceilings:
         results.append(report(test.label.numpy(), prob, scenario, user).reset_index().assign(model=name))
     best = found["attention"]
-    return pd.concat(results, ignore_index=True), best.models["attention"], best.logs["attention"]
+    return pd.concat(results, ignore_index=True), best.models["attention"], best.training_logs["attention"]
 
 # %% ../nbs/90_cli.ipynb #b65a4fbb
 def _write(out, results, log, maps): # What a reader may want to keep

@@ -217,7 +217,7 @@ class _Until(KeepBest): # Stop as soon as the loss is small
 
     def after_epoch(self, run):
         super().after_epoch(run)
-        run.stop = run.log[-1]["train_loss"] < self.goal
+        run.stop = run.results[-1]["train_loss"] < self.goal
 
 @_check
 def _is_the_same_when_loaded_in_a_fresh_process(s):

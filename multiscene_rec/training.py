@@ -49,6 +49,7 @@ class Run:
     stop: bool = False # True ends the run after this epoch
     checkpoint: Path | None = None # Folder of the checkpoint, if there is one
     saved: int = 0 # Number of the epoch that the checkpoint holds, 0 for none
+    best: int = 0 # Number of the epoch whose weights the model holds in the end, 0 for the last
 
 
 def set_up(
@@ -472,12 +473,13 @@ def plot_map(
 def comparison_table(
     mean: pd.DataFrame, # (models, scenarios), as spread returns it
     sd: pd.DataFrame, # (models, scenarios), as spread returns it
-    ceilings: dict | None = None, # Name of a line: one number per scenario
+    ceilings: dict, # Name of a line: frame with a row per scenario and a column per metric
+    metric: str = "auc", # A column of these frames
 ) -> str: # Ready to print
     """Mean ± standard deviation of each model and scenario, then the lines that models are read against."""
     cells = mean.map("{:.3f}".format) + " ± " + sd.map("{:.3f}".format)
-    for name, line in (ceilings or {}).items():
-        cells.loc[name] = line.reindex(cells.columns).map("{:.3f}".format)
+    for name, line in ceilings.items():
+        cells.loc[name] = line[metric].reindex(cells.columns).map("{:.3f}".format)
     return cells.to_string()
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from multiscene_rec import core, data, model, preprocess, train
+from multiscene_rec import checkpoints, core, data, model, preprocess, train
 from multiscene_rec.storage import read_record, write_record
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -127,11 +127,11 @@ def test_a_run_of_two_processes_is_resumed(tmp_path, alone):
 
 def test_one_process_does_not_go_on_where_two_stopped(tmp_path):
     go(tmp_path, 1, BATCH)
-    about, tensors = read_record(tmp_path/"run", "checkpoint", "Checkpoint", train._FORMAT)
+    about, tensors = read_record(tmp_path/"run", "checkpoint", "Checkpoint", checkpoints.FORMAT)
     del about["checksum"]
     about["run"]["processes"] = 2
-    write_record(tmp_path/"run", "checkpoint", about | dict(format=train._FORMAT), tensors)
-    with pytest.raises(ValueError, match="is of another run: processes was 2, now 1"):
+    write_record(tmp_path/"run", "checkpoint", about | dict(format=checkpoints.FORMAT), tensors)
+    with pytest.raises(ValueError, match="belongs to another run: processes was 2, now 1"):
         go(tmp_path, 2, BATCH, resume=True)
 
 
@@ -167,8 +167,8 @@ def read(path):
 
 if __name__ == "__main__":
     out, epochs, resume, dies = Path(sys.argv[1]), *map(int, sys.argv[2:])
-    wrote, real = [], train.write_record
-    train.write_record = lambda *a: (wrote.append(1), real(*a))[1]
+    wrote, real = [], checkpoints.write_record
+    checkpoints.write_record = lambda *a: (wrote.append(1), real(*a))[1]
     m, log, beside = go(out, epochs, BATCH, bool(resume), dies)
     torch.save(m.state_dict(), out/f"{beside.rank}.pt")
     told = dict(log=log.frame.to_dict("records"), best=log.best_epoch, seen=beside.seen, wrote=bool(wrote))

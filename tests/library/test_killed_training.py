@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import nn
 
-from multiscene_rec import core, data, runs, storage, train
+from multiscene_rec import checkpoints, core, data, runs, storage, train
 from multiscene_rec.data import Batch
 from multiscene_rec.storage import read_record
 
@@ -132,7 +132,7 @@ def undisturbed():
 def epochs_in(folder):
     "Whole epochs in the checkpoint, 0 without one; a damaged one is an error."
     if not (Path(folder)/"checkpoint.json").exists(): return 0
-    return len(read_record(folder, "checkpoint", "Checkpoint", train._FORMAT)[0]["log"])
+    return len(read_record(folder, "checkpoint", "Checkpoint", checkpoints.FORMAT)[0]["results"])
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

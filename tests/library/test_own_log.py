@@ -263,7 +263,7 @@ BROKEN = {  # name: (what to do to the log, what the command says)
     "no time": (lambda f: f.assign(when=["noon", *f.when[1:]]),
                 "column 'when', row 1 below the header: 'noon' is not"),
     "milliseconds": (lambda f: f.assign(when=f.when*1000),
-                     "looks like milliseconds since 1970; say time_unit='ms', or --time-unit ms in the "
+                     "looks like milliseconds since 1970; pass time_unit='ms', or --time-unit ms to the "
                      "command"),
     "zones mixed": (lambda f: f.assign(when=["2026-01-05T10:00:00", *["2026-01-05T10:00:00Z"]*(len(f) - 1)]),
                     "zone"),
@@ -942,7 +942,7 @@ def stopped(capsys, monkeypatch, args):
     assert code == 2 and "stopped by the test" in err
 
 
-@pytest.mark.wrong("… is of another run: …", area="the command",
+@pytest.mark.wrong("… belongs to another run: …", area="the command",
                    cause="--resume was given another log, or other options, than the run that was stopped.",
                    remedy="Repeat the very command that was stopped with --resume; --overwrite begins anew.")
 @pytest.mark.parametrize("change", ["prices", "labels", "scenarios", "users", "fusion", "lr", "seed", "drop",
@@ -958,7 +958,7 @@ def test_resume_goes_on_with_the_same_run_alone(change, small, tmp_path, capsys,
                 drop=["--drop", "paid"], split=["--split", "user"]).get(change, [])
     if other: small.assign(**other).to_csv(tmp_path/"log.csv", index=False)
     code, _, err = call(capsys, *args, "--resume", *more)
-    assert code == 2 and len(err.splitlines()) == 1 and "is of another run: " in err, err
+    assert code == 2 and len(err.splitlines()) == 1 and "belongs to another run: " in err, err
     small.to_csv(tmp_path/"log.csv", index=False)
     assert call(capsys, *args, "--resume")[0] == 0
 
@@ -1240,7 +1240,7 @@ def test_control_characters_reach_no_terminal(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, says",
-    [("-", "'-' is no file"), ("https://example.org/log.csv", "is an address"),
+    [("-", "'-' is not a file"), ("https://example.org/log.csv", "is an address"),
      ("~/no such log.csv", str(Path.home())), ("--json", "--json")])
 def test_names_that_are_no_files(name, says, tmp_path, capsys):
     refused(capsys, says, "train", name, "--out", tmp_path/"m")

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from multiscene_rec import core, data, metrics, model, predictor, preprocess, train
+from multiscene_rec import checkpoints, core, data, metrics, model, predictor, preprocess, train, training
 from multiscene_rec.data import Batch, with_parts
 from multiscene_rec.fusion import fusion_names
 from multiscene_rec.storage import read_record, write_record
@@ -362,7 +362,7 @@ def test_any_module_can_be_trained_and_resumed(tiny, tmp_path):
     (dict(valid="frame"), "valid is a table"),
     (dict(train="list"), r"train is a list; it needs batches\(size, shuffle, seed, shard\), as a Batch has"),
     (dict(callbacks=(KeepBest,)), r"callbacks holds the class KeepBest; write KeepBest\(\)"),
-    (dict(callbacks=KeepBest()), r"callbacks is a single one; write a tuple"),
+    (dict(callbacks=KeepBest()), r"callbacks is a single callback; write a tuple"),
     (dict(callbacks=("KeepBest",)), "callbacks holds a str; expected objects"),
 ])
 def test_wrong_arguments_are_named_before_any_work(tiny, change, says):
@@ -387,7 +387,7 @@ def unlabelled(batch): return Batch({k: v for k, v in batch.rows.items() if k !=
                    cause="The frame had no column with the answers, so the batch has none.",
                    remedy="Transform rows that were shown and answered; to score others use predict.",
                    area="training")
-@pytest.mark.wrong("callbacks holds …; expected objects of Callback's subclasses",
+@pytest.mark.wrong("callbacks holds …; expected objects of subclasses of Callback",
                    cause="The brackets are missing.", remedy="Pass an object: callbacks=(KeepBest(),).",
                    area="training")
 def test_the_words_for_what_is_no_batch_and_no_callback(tiny):
@@ -400,7 +400,7 @@ def test_the_words_for_what_is_no_batch_and_no_callback(tiny):
                         "train has no labels: transform a frame that holds the label's column"),
                        (lambda: train.fit(fresh(spec), rows, callbacks=(KeepBest,)),
                         "callbacks holds the class KeepBest; write KeepBest(); expected objects of "
-                        "Callback's subclasses")):
+                        "subclasses of Callback")):
         with pytest.raises(ValueError, match=re.escape(says)): call()
 
 
@@ -526,7 +526,7 @@ class Sick(model.InterestModel, name="sick"):
 
 
 @pytest.mark.parametrize("weights,says",
-    [(False, "the loss is nan"), (True, "(the loss is nan|a weight is not finite any more)")])
+    [(False, "the loss is nan"), (True, "(the loss is nan|a weight is no longer finite)")])
 def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_and_the_best_weights(tiny, tmp_path, weights,
     says):
     spec, rows, valid = tiny[:3]
@@ -649,10 +649,12 @@ def test_default_callbacks_stop_early_and_keep_the_best(tiny):
 
 
 @pytest.mark.wrong(
-    "KeepBest watches 'valid_gauc'; the log has epoch, train_loss, valid_loss, valid_auc: name one of them, "
-    "watch=...",
-                   cause="The column is not in the log: a slip, or an evaluate of your own that does not "
-                         "give it.", remedy="Name a column that is there.", area="training")
+    "KeepBest watches 'valid_gauc', which is not among the columns epoch, train_loss, valid_loss, valid_auc: "
+    "name "
+    "one of them, watch=...",
+                   cause="There is no such column: a slip, or an evaluate of your own that does not return "
+                         "it.",
+                   remedy="Name a column that is there.", area="training")
 def test_keep_best_watches_another_column(tiny):
     spec, rows, valid = tiny[:3]
     go = GO | dict(epochs=7, lr=2e-2)
@@ -661,8 +663,8 @@ def test_keep_best_watches_another_column(tiny):
         assert log.best_epoch == log.frame.epoch[log.frame[watch].argmax() if larger
                                                  else log.frame[watch].argmin()]
     with pytest.raises(ValueError,
-                       match="KeepBest watches 'valid_gauc'; the log has epoch, train_loss, valid_loss, "
-                             "valid_auc: name one of them, watch=..."):
+                       match="KeepBest watches 'valid_gauc', which is not among the columns epoch, "
+                             "train_loss, valid_loss, valid_auc: name one of them, watch=..."):
         train.fit(fresh(spec), rows, valid, **GO, callbacks=(KeepBest(watch="valid_gauc"),))
 
 
@@ -831,19 +833,20 @@ class Late(Callback):
 
 
 @pytest.mark.wrong(
-    "… holds the state of a SGD, and the optimizer is a Adam: a callback that exchanges the optimizer does "
-    "so in restore too",
-                   cause="A callback exchanged the optimizer during the run, and the resumed run began with "
+    "… holds the state of optimizer SGD, and this run has Adam: a callback that replaces the optimizer must "
+    "do so "
+    "in restore too",
+                   cause="A callback replaced the optimizer during the run, and the resumed run began with "
                          "the first one.",
-                   remedy="Let its restore exchange it as well.", area="training")
-def test_an_optimizer_that_was_exchanged_on_the_way(tiny, tmp_path):
+                   remedy="Let its restore replace it as well.", area="training")
+def test_an_optimizer_that_was_replaced_on_the_way(tiny, tmp_path):
     spec, rows, valid = tiny[:3]
     whole, rest = fresh(spec), fresh(spec)
     fit(whole, rows, valid, **GO | dict(epochs=4), beside=(Late(True),))
     fit(fresh(spec), rows, valid, **GO, beside=(Late(True),), checkpoint=tmp_path)
     with pytest.raises(ValueError,
-                       match="checkpoint.json holds the state of a SGD, and the optimizer is a Adam: a "
-                             "callback that exchanges the optimizer does so in restore too"):
+                       match="checkpoint.json holds the state of optimizer SGD, and this run has Adam: a "
+                             "callback that replaces the optimizer must do so in restore too"):
         fit(fresh(spec), rows, valid, **GO | dict(epochs=4), beside=(Late(False),), checkpoint=tmp_path,
             resume=True)
     fit(rest, rows, valid, **GO | dict(epochs=4), beside=(Late(True),), checkpoint=tmp_path, resume=True)
@@ -881,7 +884,8 @@ NAMES = [".lock", "checkpoint.json", "checkpoint.safetensors"]
 def content(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p.name in NAMES[1:]}
 
 
-def epochs_in(folder): return len(read_record(folder, "checkpoint", "Checkpoint", train._FORMAT)[0]["log"])
+def epochs_in(folder):
+    return len(read_record(folder, "checkpoint", "Checkpoint", checkpoints.FORMAT)[0]["results"])
 
 
 def test_without_resume_the_checkpoint_is_replaced(tiny, tmp_path):
@@ -929,7 +933,7 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tin
 @pytest.mark.parametrize("number,text", [(errno.ENOSPC, "No space left on device"),
     (errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")])
 @pytest.mark.wrong(
-    "training was not begun, because its checkpoint of … MB cannot be written: Read-only file system: free "
+    "training did not start, because its checkpoint of … MB cannot be written: Read-only file system: free "
     "space or name another folder; the file that was there before is untouched",
                    cause="The folder for the checkpoint cannot be written to, or the disk is full.",
                    remedy="Name a folder that you may write to, with that much room.", area="files")
@@ -945,7 +949,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny
     monkeypatch.setattr(builtins, "open", shut)
     for resume in (True, False):
         with pytest.raises(OSError,
-            match=rf"training was not begun, because its checkpoint of 0\.1 MB cannot be written: {text}: "
+            match=rf"training did not start, because its checkpoint of 0\.1 MB cannot be written: {text}: "
                   r"free space or name another folder; the file that was there before is untouched: '.*'") as e:
             fit(m, rows, **GO, checkpoint=tmp_path, resume=resume)
         assert e.value.errno == number and e.value.filename == str(tmp_path)
@@ -955,7 +959,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny
 
 
 @pytest.mark.wrong(
-    "the folder for the checkpoint cannot be made or written to: Not a directory; name another folder",
+    "the checkpoint's folder cannot be made or written to: Not a directory; name another folder",
                    cause="Checkpoint names a place where no folder can be: below a file, or where you may "
                          "not write.",
                    remedy="Name another folder.", area="files")
@@ -965,7 +969,7 @@ def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
     before = weights(m)
     (tmp_path/"file").write_text("x")
     with pytest.raises(OSError,
-                       match="the folder for the checkpoint cannot be made or written to: Not a directory; "
+                       match="the checkpoint's folder cannot be made or written to: Not a directory; "
                              "name another folder: .*below"):
         fit(m, rows, **GO, checkpoint=tmp_path/"file"/"below")
     def refuse(*args, **options): raise PermissionError(errno.EACCES, "Permission denied", str(args[0]))
@@ -974,7 +978,7 @@ def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, refuse)
             with pytest.raises(PermissionError,
-                match="the folder for the checkpoint cannot be made or written to: Permission denied"):
+                match="the checkpoint's folder cannot be made or written to: Permission denied"):
                 fit(m, rows, **GO, checkpoint=tmp_path/"new")
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
@@ -1016,7 +1020,7 @@ def test_files_that_may_not_grow(tmp_path):
         "File too large: free space or name another folder; the file that was there before is untouched: "
         ".*checkpoint", full)
     assert re.search(
-        "training was not begun, because its checkpoint of 0.1 MB cannot be written: File too large: free "
+        "training did not start, because its checkpoint of 0.1 MB cannot be written: File too large: free "
         "space", again)
     assert alike == "True" and [p.name for p in sorted((tmp_path/"run").iterdir())] == NAMES
 
@@ -1025,24 +1029,25 @@ def test_files_that_may_not_grow(tmp_path):
 # ----------------------------------------------------------------------------------------------
 
 @pytest.mark.wrong(
-    "stopped in epoch … and no checkpoint was asked for: give callbacks a Checkpoint(FOLDER) to be able to "
-    "go on",
+    "stopped in epoch …, and there is no checkpoint to resume from: pass callbacks=(..., Checkpoint(FOLDER))",
                    cause="You pressed Ctrl-C, and the run had no folder for its state.",
                    remedy="Train again with a Checkpoint(FOLDER) among the callbacks. The model in memory "
                           "holds its best weights so far.", area="training")
-@pytest.mark.wrong("stopped in epoch 1 and nothing was saved yet: the first state goes to … after epoch 1",
+@pytest.mark.wrong(
+    "stopped in epoch 1, before anything was saved: the first checkpoint is written to … after epoch 1",
                    cause="You pressed Ctrl-C before the first epoch was over.",
                    remedy="Call fit again, without resume.", area="training")
 def test_ctrl_c_says_what_was_saved_and_leaves_the_best_weights(tiny, tmp_path):
     spec, rows, valid = tiny[:3]
     per, go = math.ceil(len(rows)/512), GO | dict(epochs=9, lr=2e-2)
     with pytest.raises(KeyboardInterrupt,
-                       match=r"^stopped in epoch 1 and no checkpoint was asked for: give callbacks a "
-                             r"Checkpoint\(FOLDER\) to be able to go on$"):
+                       match=r"^stopped in epoch 1, and there is no checkpoint to resume from: pass "
+                             r"callbacks=\(\.\.\., Checkpoint\(FOLDER\)\)$"):
         fit(fresh(spec), rows, valid, **go, beside=(Killed(3),))
     with pytest.raises(KeyboardInterrupt,
-                       match="^stopped in epoch 1 and nothing was saved yet: the first state goes to "
-                             f"{tmp_path} after epoch 1$"):
+                       match="^stopped in epoch 1, before anything was saved: the first checkpoint is "
+                             "written "
+                             f"to {tmp_path} after epoch 1$"):
         fit(fresh(spec), rows, valid, **go, beside=(Killed(3),), checkpoint=tmp_path)
     assert not content(tmp_path)
     stopped, whole = fresh(spec), fresh(spec)
@@ -1073,11 +1078,11 @@ def test_a_real_ctrl_c(tiny, tmp_path):
 
 def test_ctrl_c_closes_the_bar(tiny, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Screen())
-    before = len(train.tqdm._instances)
+    before = len(training.tqdm._instances)
     with pytest.raises(KeyboardInterrupt):
         train.fit(fresh(tiny[0]), tiny[1], **GO, callbacks=(Progress(), Killed(3)))
     assert "epoch 1/2" in sys.stderr.getvalue() and sys.stderr.getvalue().endswith("\r") and len(
-        train.tqdm._instances) == before
+        training.tqdm._instances) == before
 
 
 @pytest.mark.wrong("another run is writing into …: wait until it ends, or name another folder",
@@ -1097,7 +1102,7 @@ def test_two_runs_in_one_folder(tiny, tmp_path, resume):
                 match="another run is writing into .*: wait until it ends, or name another folder"):
                 fit(second, rows, **GO, checkpoint=tmp_path, resume=resume)
             raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt, match="nothing was saved yet"):
+    with pytest.raises(KeyboardInterrupt, match="before anything was saved"):
         fit(fresh(spec), rows, **GO, beside=(First(),), checkpoint=tmp_path)
     assert all(torch.equal(before[k], v) for k, v in second.state_dict().items()) and content(
         tmp_path) == files
@@ -1125,7 +1130,7 @@ class Wider(model.InterestModel, name="wider"): "The same network under another 
 
 @pytest.mark.parametrize("change,says", [
     (dict(lr=1e-3),
-     "is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume"),
+     "belongs to another run: lr was 0.004, now 0.001; name another folder, or train anew without resume"),
     (dict(batch_size=256), "batch_size was 512, now 256"),
     (dict(seed=1), "seed was 0, now 1"), (dict(precision="bf16"), "precision was 'fp32', now 'bf16'"),
     (dict(optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr)), "optimizer was 'Adam', now 'SGD'"),
@@ -1141,7 +1146,7 @@ class Wider(model.InterestModel, name="wider"): "The same network under another 
     (dict(beside=(Slower(),)), "callbacks was 'KeepBest', now 'KeepBest, Slower'"),
 ])
 @pytest.mark.wrong(
-    "… is of another run: lr was 0.004, now 0.001; name another folder, or train anew without resume",
+    "… belongs to another run: lr was 0.004, now 0.001; name another folder, or train anew without resume",
                    cause="resume=True was given with other arguments, another model, other callbacks or "
                          "other rows than the run began with.",
                    remedy="Give the arguments of before, or start a run of its own in another folder.",
@@ -1156,8 +1161,8 @@ def test_a_checkpoint_of_another_run_is_refused(tiny, tmp_path, change, says):
              | {k: change.pop(k) for k in ("widths", "d_embed") if k in change})
     before, files = weights(m), content(tmp_path)
     with pytest.raises(ValueError,
-                       match="checkpoint.json is of another run: "
-                             f".*{says.removeprefix('is of another run: ')}"):
+                       match="checkpoint.json belongs to another run: "
+                             f".*{says.removeprefix('belongs to another run: ')}"):
         fit(m, change.pop("rows", same_)(rows), change.pop("valid", same_)(valid), **GO | change,
             checkpoint=tmp_path, resume=True)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items()) and content(tmp_path) == files
@@ -1190,7 +1195,7 @@ def test_a_checkpoint_of_a_plain_module_of_another_shape(tiny, tmp_path):
 
 
 @pytest.mark.wrong(
-    "… holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or more, or train anew without resume",
+    "… holds 2 epochs, more than epochs=1: give epochs=2 or more, or train anew without resume",
                    cause="epochs counts from the start of the run, also when it is resumed, and the run is "
                          "further already.",
                    remedy="Give the number of epochs that you want in all.", area="training")
@@ -1200,13 +1205,13 @@ def test_fewer_epochs_than_are_done(tiny, tmp_path):
     m = fresh(spec, seed=1)
     before = weights(m)
     with pytest.raises(ValueError,
-                       match="checkpoint.json holds 2 epochs, and epochs=1 asks for fewer: give epochs=2 or "
+                       match="checkpoint.json holds 2 epochs, more than epochs=1: give epochs=2 or "
                              "more, or train anew without resume"):
         fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
 
-@pytest.mark.wrong("… is not there: nothing to resume; run without resume first",
+@pytest.mark.wrong("there is no … to resume from: run without resume first",
                    cause="resume=True was given, and the folder holds no checkpoint.",
                    remedy="Check the folder's name, or leave resume away for the first run.",
                    area="training")
@@ -1214,7 +1219,7 @@ def test_checkpoints_that_cannot_be_read(tiny, tmp_path):
     spec, rows = tiny[:2]
     resume = lambda: fit(fresh(spec), rows, **GO, checkpoint=tmp_path/"run", resume=True)
     with pytest.raises(FileNotFoundError,
-                       match="checkpoint.json is not there: nothing to resume; run without resume first"):
+                       match="there is no .*checkpoint.json to resume from: run without resume first"):
         resume()
     assert not (tmp_path/"run").exists()
     fit(fresh(spec), rows, **GO, checkpoint=tmp_path/"run")
@@ -1231,20 +1236,21 @@ def test_checkpoints_that_cannot_be_read(tiny, tmp_path):
                   "save again with Checkpoint"):
             resume()
         path.write_bytes(whole)
-    about, tensors = read_record(tmp_path/"run", "checkpoint", "Checkpoint", train._FORMAT)
+    about, tensors = read_record(tmp_path/"run", "checkpoint", "Checkpoint", checkpoints.FORMAT)
     del about["checksum"]
     for other in (1, 2, 99):
         write_record(tmp_path/"run", "checkpoint", about | dict(format=other), tensors)
         with pytest.raises(ValueError,
-            match=f"has format {other}, this version reads {train._FORMAT}: save again with Checkpoint"):
+            match=f"has format {other}, this version reads {checkpoints.FORMAT}: save again with Checkpoint"):
             resume()
-    write_record(tmp_path/"run", "checkpoint", about | dict(format=train._FORMAT), tensors)
+    write_record(tmp_path/"run", "checkpoint", about | dict(format=checkpoints.FORMAT), tensors)
     resume()
 
 
 @pytest.mark.parametrize("change", [
-    lambda t, a: a.update(log=3), lambda t, a: a.update(log=[3]), lambda t, a: a.update(run=None), lambda t,
-    a: a.pop("log"), lambda t, a: a.pop("callbacks"),
+    lambda t, a: a.update(results=3), lambda t, a: a.update(results=[3]), lambda t, a: a.update(run=None),
+    lambda t,
+    a: a.pop("results"), lambda t, a: a.pop("callbacks"),
     lambda t, a: a["callbacks"].pop(), lambda t, a: a["callbacks"][0].pop("epoch"), lambda t,
     a: a.update(optimizer=[]), lambda t, a: a["optimizer"].pop("groups"),
     lambda t, a: a["optimizer"]["groups"].pop(), lambda t, a: a["optimizer"]["state"].update(x={}),
@@ -1256,10 +1262,10 @@ def test_a_checkpoint_that_says_something_odd_is_an_error_that_names_it(tiny, tm
     "With right checksums, as another program could write it."
     spec, rows = tiny[:2]
     fit(fresh(spec), rows, **GO, checkpoint=tmp_path)
-    about, tensors = read_record(tmp_path, "checkpoint", "Checkpoint", train._FORMAT)
+    about, tensors = read_record(tmp_path, "checkpoint", "Checkpoint", checkpoints.FORMAT)
     del about["checksum"]
     change(tensors, about)
-    write_record(tmp_path, "checkpoint", about | dict(format=train._FORMAT), tensors)
+    write_record(tmp_path, "checkpoint", about | dict(format=checkpoints.FORMAT), tensors)
     with pytest.raises(ValueError,
                        match="checkpoint.json (is damaged, or is not what Checkpoint wrote|does not fit this "
                              "model)"):
@@ -1397,7 +1403,8 @@ def test_compare(tiny):
     found = train.compare(two, rows, valid, test, user, seeds=(0, 3), **go)
     places = [*dict.fromkeys(found.frame.scenario)]
     assert places == [*sorted(spec.scenarios), "macro", "all"] and len(found.frame) == 2*2*len(places)
-    assert set(found.models) == set(found.logs) == {"none", "mean"} and found.models["mean"].widths == (8,)
+    assert set(found.models) == set(found.training_logs) == {"none",
+        "mean"} and found.models["mean"].widths == (8,)
     core.set_seed(3)
     again = model.InterestModel(spec, "mean", widths=(8,), hidden=())
     train.fit(again, rows, valid, **go, seed=3)
@@ -1432,7 +1439,7 @@ def test_compare_takes_any_models_and_gives_each_its_seed(tiny):
                    cause="A table per scenario needs the scenarios' names, which the model's spec holds, and "
                          "a plain module has none.",
                    remedy="Subclass Recommender, or set model.spec.", area="training")
-@pytest.mark.wrong("models['own'] is no function of a seed: write lambda seed: InterestModel(spec)",
+@pytest.mark.wrong("models['own'] is not a function of a seed: write lambda seed: InterestModel(spec)",
                    cause="compare was given a model; it makes a fresh one for each seed.",
                    remedy="Give a function: dict(own=lambda seed: InterestModel(spec)).", area="training")
 def test_models_without_a_spec_and_models_that_are_no_functions(tiny):
@@ -1443,12 +1450,13 @@ def test_models_without_a_spec_and_models_that_are_no_functions(tiny):
                  lambda: train.attention_map(plain(), test), lambda: train.report_of(plain(), test, user)):
         with pytest.raises(ValueError, match=says): call()
     with pytest.raises(ValueError,
-                       match=r"models\['own'\] is no function of a seed: write lambda seed: "
+                       match=r"models\['own'\] is not a function of a seed: write lambda seed: "
                              r"InterestModel\(spec\)"):
         train.compare(dict(own=fresh(spec)), rows, valid, test, user)
     told = plain()
     told.spec = spec
-    with pytest.raises(ValueError, match="Linear explains no weights of scenarios here"):
+    with pytest.raises(ValueError,
+                       match="Linear does not explain its scores by weights of scenarios; a fusion"):
         train.attention_map(told, test)
 
 
@@ -1512,8 +1520,8 @@ def test_attention_map_of_known_fusions_and_of_none(tiny):
     for fusion in ("none", "concat"):
         m = fresh(spec, fusion)
         with pytest.raises(ValueError,
-            match="InterestModel explains no weights of scenarios here; a fusion with weights does, such as "
-                  "attention, mean or own"):
+            match="InterestModel does not explain its scores by weights of scenarios; a fusion with weights "
+                  "does, such as attention, mean or own"):
             train.attention_map(m, test)
         assert m.training
     with pytest.raises(ValueError, match="1 or more"): train.attention_map(fresh(spec), test, batch_size=0)
