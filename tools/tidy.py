@@ -6,6 +6,7 @@
 - A widget (sliders, a progress bar) stores a view with a random id, which the site would answer with a script
   from another host and JupyterLab with an empty box, and its state beside the cells. All outputs of its cell
   go: what it drew stands beside it twice. A still picture is stored by a cell of its own.
+- A cell without a slide type would join the slide before it: in a lecture it is left out until it has one.
 """
 import re
 
@@ -27,7 +28,9 @@ def joined(outputs):
 def tidy(nb):
     "The notebook, changed in place."
     nb["metadata"].pop("widgets", None)
+    lecture = any("slideshow" in cell["metadata"] for cell in nb["cells"])
     for cell in nb["cells"]:
+        if lecture: cell["metadata"].setdefault("slideshow", {"slide_type": "skip"})
         if cell["cell_type"] != "code": continue
         if any(WIDGET in o.get("data", {}) for o in cell["outputs"]): cell["outputs"] = []
         cell["outputs"] = joined(cell["outputs"])
