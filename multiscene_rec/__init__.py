@@ -2,8 +2,8 @@
 
 `import multiscene_rec` loads no other module. Each public name below is looked up in its own module at
 first use, so that a reader who only needs `multiscene_rec.auc` does not wait for the data and the models.
-Hand-written are this file and what teaches nothing: storage, checks, logs, training, checkpoints, contract,
-runs. All other modules are exported from the notebook of their name.
+Hand-written are this file and what teaches nothing, named among PLAIN by tools/pages.py. All other modules
+are exported from the notebook of their name.
 """
 __version__ = "0.1.0"
 
@@ -16,13 +16,17 @@ _MODULES = {
                 "build_interest_predictor",
                 "train_model", "predict_interests"),
     "core": ("set_seed", "pick_device", "check_shape"),
-    "data": ("toy_mall", "Mall", "Schema", "Batch"),
+    "data": ("toy_mall", "Mall"),
+    "schema": ("Schema",),
+    "batch": ("Batch",),
+    "mall_parts": (),
     "logs": ("load_coupons", "load_movielens_100k", "read_log"),
-    "preprocess": ("clean", "dedupe", "MinMax", "StandardScore", "Vocabulary", "time_split", "group_split",
-                   "EventLog",
-                   "Feature", "Task", "Spec", "Part", "Categories", "Numbers", "Labels", "Histories",
-                   "Vectors",
-                   "Sequences", "Preprocessor"),
+    "columns": (),
+    "cleaning": ("clean", "dedupe"),
+    "preprocess": ("MinMax", "StandardScore", "Vocabulary", "time_split", "group_split"),
+    "features": ("Feature", "Task", "Spec"),
+    "events": ("EventLog",),
+    "parts": ("Part", "Categories", "Numbers", "Labels", "Histories", "Vectors", "Sequences", "Preprocessor"),
     "extractor": ("ReLUExtractor", "FieldEmbedding", "relu_backward"),
     "fusion": ("Fusion", "WeightedFusion", "ScenarioAttention", "MeanFusion", "ConcatFusion", "OwnScenario",
                "softmax_jacobian"),
@@ -36,19 +40,24 @@ _MODULES = {
     "train": ("fit", "predict", "evaluate", "compare", "TrainingLog", "Callback", "KeepBest", "Checkpoint",
               "Progress",
               "FiniteCheck"),
-    "rank": ("top_k", "mmr", "recommend", "Catalogue"),
+    "rank": ("top_k", "mmr"),
     "coupons": (),
     "cli": (),
     "storage": (),
     "checks": (),
+    "arrays": (),
+    "serving": ("recommend", "Catalogue"),
     "training": (),
     "checkpoints": (),
+    "trials": (),
     "contract": ("check_recommender",),
     "runs": (),
 }
 # Name of a model of the package -> the module that defines it; `model.build` imports it when it is first
 # asked for.
 _MODELS = {"interest": "model"}
+# Name of a part of the package -> the module that defines it, where that is not `parts`.
+_PARTS = {"VenueVisits": "coupons", "VenueHistories": "coupons"}
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ["__version__", *_MODULES, *_HOME]
@@ -72,14 +81,20 @@ def __dir__():
 
 # for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
 if TYPE_CHECKING:
-    from . import (article, checkpoints, checks, cli, contract, core, coupons, data, extractor, fusion, logs,
-                   metrics, model, predictor, preprocess, rank, runs, storage, train, training)
+    from . import (arrays, article, batch, checkpoints, checks, cleaning, cli, columns, contract, core,
+                   coupons, data, events, extractor, features, fusion, logs, mall_parts, metrics, model,
+                   parts, predictor, preprocess, rank, runs, schema, serving, storage, train, training,
+                   trials)
     from .article import (build_feature_extractor, build_interest_predictor, build_scenario_fuser,
                           predict_interests, preprocess_data, train_model)
+    from .batch import Batch
+    from .cleaning import clean, dedupe
     from .contract import check_recommender
     from .core import check_shape, pick_device, set_seed
-    from .data import Batch, Mall, Schema, toy_mall
+    from .data import Mall, toy_mall
+    from .events import EventLog
     from .extractor import FieldEmbedding, ReLUExtractor, relu_backward
+    from .features import Feature, Spec, Task
     from .fusion import (ConcatFusion, Fusion, MeanFusion, OwnScenario, ScenarioAttention, WeightedFusion,
                          softmax_jacobian)
     from .logs import load_coupons, load_movielens_100k, read_log
@@ -87,10 +102,11 @@ if TYPE_CHECKING:
                           intra_list_diversity, log_loss, mrr, ndcg_at_k, novelty, precision_at_k,
                           recall_at_k, report, user_coverage)
     from .model import Explanation, InterestModel, Recommender
+    from .parts import Categories, Histories, Labels, Numbers, Part, Preprocessor, Sequences, Vectors
     from .predictor import InterestPredictor, bce_with_logits, calibration_table, observable_ceiling
-    from .preprocess import (Categories, EventLog, Feature, Histories, Labels, MinMax, Numbers, Part,
-                             Preprocessor, Sequences, Spec, StandardScore, Task, Vectors, Vocabulary, clean,
-                             dedupe, group_split, time_split)
-    from .rank import Catalogue, mmr, recommend, top_k
+    from .preprocess import MinMax, StandardScore, Vocabulary, group_split, time_split
+    from .rank import mmr, top_k
+    from .schema import Schema
+    from .serving import Catalogue, recommend
     from .train import (Callback, Checkpoint, FiniteCheck, KeepBest, Progress, TrainingLog, compare,
                         evaluate, fit, predict)

@@ -9,7 +9,6 @@ import os
 import queue
 import re
 import threading
-import time
 import urllib.request
 import warnings
 import zipfile
@@ -22,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .core import require
-from .data import Schema
+from .schema import Schema
 from .storage import write_whole
 
 __all__ = ["read_log", "load_coupons", "load_movielens_100k", "MovieLens"]
@@ -57,43 +56,44 @@ def _find_coupons(folder): # The coupon file in a folder, or in its folder in-ve
     return _find(folder, *names, *(f"in-vehicle-coupon/{n}" for n in names))
 
 
-def _read_coupons(source, path): # The columns of the survey under one set of names, from a file or its bytes
+def _read_coupons(source, path): # The survey under one set of column names, from a file or from bytes
     kinds = dict(keep_default_na=False, na_values=[""], dtype={"age": "str"}, low_memory=False)
     try: frame = pd.read_csv(source, **kinds)
     except (ValueError, OSError, EOFError, zlib.error) as e:
-        raise ValueError(f"{path} is no coupon file: {e}") from None
+        raise ValueError(f"{path} is not a coupon file: {e}") from None
     frame = frame.rename(columns={"couponType": "coupon", "cartype": "car"})
     missing = [c for c in _COUPON_COLUMNS if c not in frame]
-    if missing: raise ValueError(f"{path} is no coupon file: missing column {', '.join(map(repr, missing))}")
+    if missing:
+        raise ValueError(f"{path} is not a coupon file: missing column {', '.join(map(repr, missing))}")
     return frame[list(_COUPON_COLUMNS)]
 
 
-def _content(frame): # SHA-256 of the survey itself, however a copy names its columns or packs its bytes
+def _content(frame): # SHA-256 of the survey, whatever a copy calls its columns or how it is compressed
     return hashlib.sha256(frame.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def _check_coupons(frame, path, remedy): # Only the survey of which the course tells
+def _check_coupons(frame, path, remedy): # The survey that the course speaks of, and no other
     if len(frame) != _COUPON_ROWS:
         raise ValueError(f"{path} has {len(frame)} rows, the survey has {_COUPON_ROWS}; {remedy}")
-    found = _content(frame)
-    if found != _COUPON_SHA256:
+    content = _content(frame)
+    if content != _COUPON_SHA256:
         raise ValueError(
-            f"{path} is not the survey: the SHA-256 of its content is {found}, "
+            f"{path} is not the survey: the SHA-256 of its content is {content}, "
             f"expected {_COUPON_SHA256}; {remedy}")
 
 
-def _with_respondents(frame): # Rows that agree in the whole profile are one person's
+def _with_respondents(frame): # Rows with the same profile belong to one person
     respondent = frame.groupby(list(_PROFILE), sort=False, dropna=False).ngroup()
     return frame.assign(respondent=respondent.astype("int64"))
 
 
-def _receive(url, timeout, stop, done): # In a thread of its own: what came, or went wrong, into the queue
+def _receive(url, timeout, stop, done): # In a thread of its own; puts the bytes, or the error, into the queue
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
-            told, content = answer.headers.get("Content-Length") or "", bytearray()
-            total = int(told) if told.isascii() and told.isdecimal() else None
+            length, content = answer.headers.get("Content-Length") or "", bytearray()
+            total = int(length) if length.isascii() and length.isdecimal() else None
             with tqdm(total=total, unit="B", unit_scale=True, desc="coupons", disable=None) as bar:
-                # read1 returns what has arrived; read would wait for a whole block, however it trickles
+                # read1 returns what has arrived; read would wait for a whole block, however slowly it comes
                 while not stop.is_set() and (chunk := answer.read1(1 << 16)):
                     content += chunk
                     bar.update(len(chunk))
@@ -105,23 +105,23 @@ def _receive(url, timeout, stop, done): # In a thread of its own: what came, or 
     except BaseException as e: done.put(e)
 
 
-def _download(url, timeout, limit): # All bytes, within so many seconds in all
+def _download(url, timeout, limit): # All bytes, within limit seconds
     stop, done = threading.Event(), queue.SimpleQueue()
-    # A server can hold even the headers back, byte by byte, so the whole is waited for from outside
+    # A server can delay even the headers, byte by byte, so the time limit is kept from outside the thread
     threading.Thread(target=_receive, args=(url, timeout, stop, done), daemon=True).start()
-    try: got = done.get(timeout=limit)
+    try: result = done.get(timeout=limit)
     except queue.Empty:
         raise TimeoutError(f"timed out: the download took longer than {limit:g} seconds") from None
     finally: stop.set()
-    if isinstance(got, BaseException): raise got
-    return got
+    if isinstance(result, BaseException): raise result
+    return result
 
 
-def _unpacked(archive): # The table in a zip file, read in a stream that ends where the table must have ended
+def _unpacked(archive): # The table in a zip file; reading stops where it is too long to be the survey
     with zipfile.ZipFile(io.BytesIO(archive)) as z:
         table = next((i for i in z.infolist() if i.filename.endswith(_COUPON_FILE)), None)
-        if table is None: raise ValueError(f"{_COUPONS_URL} holds no {_COUPON_FILE}")
-        if table.file_size <= _MOST_UNPACKED: # as the archive says, which may be a lie
+        if table is None: raise ValueError(f"{_COUPONS_URL} does not hold {_COUPON_FILE}")
+        if table.file_size <= _MOST_UNPACKED: # what the archive claims; it may be wrong
             content = bytearray()
             with z.open(table) as f:
                 while len(content) <= _MOST_UNPACKED and (block := f.read(1 << 20)): content += block
@@ -130,7 +130,7 @@ def _unpacked(archive): # The table in a zip file, read in a stream that ends wh
         f"{_COUPONS_URL} unpacks to more than {_MOST_UNPACKED:,} bytes, far more than the survey has")
 
 
-def _fetch_coupons(folder, timeout, limit): # Fetched and checked before it gets its place
+def _fetch_coupons(folder, timeout, limit): # Checked before it is put into the cache
     folder.mkdir(parents=True, exist_ok=True)
     content = _unpacked(_download(_COUPONS_URL, timeout, limit))
     frame = _read_coupons(io.BytesIO(content), _COUPONS_URL)
@@ -143,14 +143,15 @@ def load_coupons(
     path: str | os.PathLike | None = None, # The csv or csv.gz file, or a folder that holds it
     timeout: float = 30.0, # Seconds without an answer before a download gives up
     limit: float = 300.0, # Seconds that a download may take in all
-) -> pd.DataFrame: # One row per coupon offered: 26 columns of the survey, and respondent, int64 from 0
+) -> pd.DataFrame: # One row per coupon offered: the survey's 26 columns, and respondent, int64 from 0
     """The In-Vehicle Coupon survey: from `path`, `$MULTISCENE_DATA`, your cache, or else fetched from UCI.
 
-    Copies name two columns in two ways; here they are always `coupon` and `car`. Rows that agree in all
-    thirteen profile columns share a `respondent`: split by it, never by row. What is fetched or cached
-    must be the survey to the last cell; where a file that you name yourself is not, a warning says so.
+    Copies differ in the names of two columns; here they are always `coupon` and `car`. Rows with the same
+    thirteen profile columns share a `respondent`: split by it, never by row. A file that was fetched or
+    cached must be the survey to the last cell; for one that you name yourself a difference is a warning.
 
-    Raises: `FileNotFoundError` that says where to get the file and where to put it; `ValueError` for another.
+    Raises: `FileNotFoundError` that says where to get the file and where to put it; `ValueError` for a file
+    that is not the survey.
 
     Source: Wang et al. (2017); UCI Machine Learning Repository 603, CC BY 4.0.
     """
@@ -172,7 +173,7 @@ def load_coupons(
         _check_coupons(frame, kept, "delete the file, and it is fetched again")
         return _with_respondents(frame)
     try: return _with_respondents(_fetch_coupons(cache, timeout, limit))
-    # A zip file can be damaged in ways that zipfile does not foresee: other methods, passwords, a cut stream
+    # A damaged zip file can raise more than BadZipFile: another method, a password, a stream cut short
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:
         raise FileNotFoundError(
             f"the coupon file is not here and could not be fetched ({e}): get {_COUPONS_URL} and put "
@@ -217,15 +218,15 @@ def _read_atomic(folder): # The same data as the recbole package carries it
     return events, users, items
 
 
-def _movielens_folder(path): # The folder that holds the files and which kind they are, or (None, None)
+def _movielens_folder(path): # The folder of the files and their kind, or (None, None)
     if path is None:
         package = importlib.util.find_spec("recbole") # finds it without importing it
-        found = package.submodule_search_locations if package else None
-        places = [Path(p)/"dataset_example" for p in found or ()]
+        locations = package.submodule_search_locations if package else None
+        folders = [Path(p)/"dataset_example" for p in locations or ()]
     else:
         path = Path(os.path.expanduser(path))
-        places = [path.parent if path.is_file() else path]
-    for folder in [f for p in places for f in (p, p/"ml-100k")]:
+        folders = [path.parent if path.is_file() else path]
+    for folder in [f for p in folders for f in (p, p/"ml-100k")]:
         if all(_find(folder, n) for n in ("u.data", "u.user", "u.item")): return folder, "original"
         if all(_find(folder, f"ml-100k.{n}") for n in ("inter", "user", "item")): return folder, "atomic"
     return None, None
@@ -234,7 +235,7 @@ def _movielens_folder(path): # The folder that holds the files and which kind th
 def load_movielens_100k(
     path: str | os.PathLike | None = None, # Folder with u.data or ml-100k.inter and so on; None: recbole
 ) -> MovieLens: # 100,000 ratings of 943 users on 1,682 films; the scenario is the age band
-    """MovieLens-100K from a folder of yours or an installed `recbole`; its licence forbids shipping it here.
+    """MovieLens-100K from your own folder or an installed `recbole`; its licence forbids including it here.
 
     Raises: `FileNotFoundError` that says how to get it.
 
@@ -242,10 +243,10 @@ def load_movielens_100k(
     """
     folder, kind = _movielens_folder(path)
     if folder is None:
-        where = "here" if path is None else f"at {path}"
+        where = "on this machine" if path is None else f"at {path}"
         raise FileNotFoundError(
-            f"no MovieLens-100K {where}: pip install --no-deps recbole brings a copy, or give the folder "
-            "with u.data, u.user and u.item of https://grouplens.org/datasets/movielens/100k/")
+            f"there is no MovieLens-100K {where}: pip install --no-deps recbole brings a copy, or give the "
+            "folder with u.data, u.user and u.item of https://grouplens.org/datasets/movielens/100k/")
     events, users, items = (_read_original if kind == "original" else _read_atomic)(folder)
     users["age_band"] = np.select([users.age < 25, users.age < 35], ["<25", "25-34"], "35+")
     items["genre"] = items.genres.str.split(" ").str[0]
@@ -264,10 +265,10 @@ def load_movielens_100k(
 _CHUNK = 500_000 # rows of a csv read at a time
 _UNITS = dict(s="seconds", ms="milliseconds", us="microseconds", ns="nanoseconds", days="days", none="")
 _PER_SECOND = dict(s=1, ms=10**3, us=10**6, ns=10**9)
-_FIRST, _LAST = 631_152_000, 4_102_444_800 # 1990 and 2100: logs tell of what lies between
+_FIRST, _LAST = 631_152_000, 4_102_444_800 # 1990 and 2100: the times of a log lie between them
 
 
-def _fail_at(path, column, x, bad, rule): # The first bad row; the index of x tells which row a value is of
+def _fail_at(path, column, x, bad, rule): # The first bad row; the index of x is the row of each value
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
         value = None if pd.isna(x.iloc[at]) else x.iloc[[at]].tolist()[0]
@@ -281,7 +282,7 @@ def _numbers(x): # Numbers from text, true and false included; NaN where that is
     return pd.to_numeric(text.replace({"true": "1", "false": "0"}), errors="coerce")
 
 
-def _whole(x): # Whole numbers; the type that has a place for "missing" only where it is needed
+def _whole(x): # Whole numbers; the nullable type only where a value is missing
     return x.astype("Int64") if x.isna().any() else x.astype("int64")
 
 
@@ -296,7 +297,7 @@ def _ids(x): # Whole numbers where writing them back gives the same text ("007" 
     return text.reindex(x.index)
 
 
-def _one_clock(path, column, x): # All ISO times name a zone, or none does: else some would be hours off
+def _one_clock(path, column, x): # All ISO times name a zone, or none does: otherwise some are hours off
     text = x.dropna().astype(str).str.strip()
     zoned = text.str.contains(r"\d[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$").to_numpy(dtype=bool)
     if zoned.all() or not zoned.any(): return
@@ -307,19 +308,19 @@ def _one_clock(path, column, x): # All ISO times name a zone, or none does: else
         "2026-01-31T12:00:00Z")
 
 
-def _check_size(path, column, x, number): # Read in too large a unit, most times of a log lie centuries ahead
+def _check_unit(path, column, x, number): # Read as seconds, times in a smaller unit lie centuries ahead
     known = number.dropna()
     for unit in ("ms", "us", "ns"):
-        such = known.between(_FIRST*_PER_SECOND[unit], _LAST*_PER_SECOND[unit], inclusive="left")
-        if such.mean() > .5:
-            remedy = f"say time_unit={unit!r}, or --time-unit {unit} in the command"
-            _fail_at(path, column, x[known.index], such, f"looks like {_UNITS[unit]} since 1970; {remedy}")
+        fits = known.between(_FIRST*_PER_SECOND[unit], _LAST*_PER_SECOND[unit], inclusive="left")
+        if fits.mean() > .5:
+            remedy = f"pass time_unit={unit!r}, or --time-unit {unit} to the command"
+            _fail_at(path, column, x[known.index], fits, f"looks like {_UNITS[unit]} since 1970; {remedy}")
 
 
 def _in_unit(path, column, x, unit): # Whole seconds from numbers of a named unit, or the numbers themselves
-    number = _numbers(x[x.notna()]) # without the missing ones, so that whole numbers keep all their digits
-    rule = "is not a number" + (f" of {_UNITS[unit]}" if _UNITS[unit] else ", as time_unit='none' asks for")
-    _fail_at(path, column, x[x.notna()], ~(number.abs() < 2**62), rule)
+    number = _numbers(x[x.notna()]) # without missing values, so that whole numbers keep all digits
+    wanted = f" of {_UNITS[unit]}" if _UNITS[unit] else ", which time_unit='none' needs"
+    _fail_at(path, column, x[x.notna()], ~(number.abs() < 2**62), f"is not a number{wanted}")
     whole = pd.api.types.is_integer_dtype(number)
     if unit == "days": number = number*86_400 if whole else np.floor((number*86_400).round(3))
     elif unit != "none": number = number//_PER_SECOND[unit] if whole else np.floor(number/_PER_SECOND[unit])
@@ -330,19 +331,19 @@ def _in_unit(path, column, x, unit): # Whole seconds from numbers of a named uni
 def _seconds(path, column, x, unit): # Whole seconds since 1970 UTC, from numbers or ISO times
     dates = pd.api.types.is_datetime64_any_dtype(x)
     if unit is not None:
-        if dates: raise ValueError(f"{path}: column {column!r} holds dates; leave time_unit out")
+        if dates: raise ValueError(f"{path}: column {column!r} holds dates; leave out time_unit")
         return _in_unit(path, column, x, unit)
     number = pd.Series(np.nan, x.index) if dates else _numbers(x)
     if (number.notna() == x.notna()).all():
         rule = "is not a time: whole seconds since 1970, or an ISO time such as 2026-01-31T12:00:00Z"
         _fail_at(path, column, x, x.notna() & ~(number.abs() < 2**62), rule)
-        _check_size(path, column, x, number)
+        _check_unit(path, column, x, number)
         return _whole(np.floor(number))
     form = {} if x.dtype.kind == "M" else {"format": "ISO8601"}
     stamp = pd.to_datetime(x, utc=True, errors="coerce", **form)
     rule = "is not an ISO time such as 2026-01-31T12:00:00Z (the column is not all whole seconds)"
     bad = stamp.isna() & x.notna()
-    neither = bad & number.isna() # a word among seconds is worse than seconds among ISO times
+    neither = bad & number.isna() # name a word among seconds before seconds among ISO times
     _fail_at(path, column, x, neither if neither.any() else bad, rule)
     if x.dtype.kind != "M": _one_clock(path, column, x)
     return _whole((stamp - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1))
@@ -355,7 +356,7 @@ def _labels(path, column, x): # 0 to 1
     return y.astype("int64") if y.isin((0, 1)).all() else y
 
 
-def _quantities(path, column, x): # Finite numbers; missing ones may be missing
+def _quantities(path, column, x): # Finite numbers; missing values are allowed
     number, remedy = _numbers(x), "leave the cell empty where the value is not known"
     _fail_at(path, column, x, number.isna() & x.notna(), f"is not a number; {remedy}")
     infinite = np.isinf(number.to_numpy(dtype="float64", na_value=np.nan))
@@ -371,50 +372,49 @@ def _typed(path, column, x, schema, unit): # A named column in its own type; oth
     return _ids(x) if column in (schema.user, schema.item, *schema.categorical) else x
 
 
-def _check_once(path, columns): # Nobody can say which of two columns of one name is meant
-    twice = [c for c in columns if c != "" and columns.count(c) > 1]
-    if twice:
-        name = f"column {twice[0]!r}"
-        raise ValueError(f"{path}: {name} stands twice in the header; rename one of the two, or take it out")
+def _check_unique(path, columns): # Of two columns with one name nobody can say which is meant
+    repeated = [c for c in columns if c != "" and columns.count(c) > 1]
+    if repeated:
+        raise ValueError(
+            f"{path}: column {repeated[0]!r} appears twice in the header; rename one of the two or remove it")
 
 
 def _check_columns(path, columns, schema): # Each once, and all that a log needs
     columns = list(columns)
-    _check_once(path, columns)
+    _check_unique(path, columns)
     missing = [c for c in schema.required if c not in columns]
     if missing:
-        lacking, there = ", ".join(map(repr, missing)), ", ".join(map(str, columns))
+        lacking, present = ", ".join(map(repr, missing)), ", ".join(map(str, columns))
         remedy = "Rename it, or name yours in the Schema"
-        raise ValueError(f"{path}: missing column {lacking}; there are: {there}. {remedy}")
+        raise ValueError(f"{path}: missing column {lacking}; there are: {present}. {remedy}")
 
 
 # A csv: a log of ten million rows has ten million times, but far fewer different users, items and words.
-# So it is read some hundred thousand rows at a time; of each column every different text is kept once, in
-# the order in which they first appear, and one small number per row. Only the different texts are then
-# turned into ids, times and numbers. What type a column has is decided when all its texts are known, not
-# block by block.
+# So it is read half a million rows at a time; each different text of a column is kept once, in order of
+# first appearance, with one small number per row. Only the different texts are then turned into ids, times
+# and numbers. The type of a column is decided when all its texts are known, not block by block.
 
-def _different(code, words): # Which value each row has; the values by the row that each first stands in
+def _different(code, words): # The code of each row; the values, indexed by the row where each first appears
     code, seen = pd.factorize(code)
     first = np.flatnonzero(np.diff(np.maximum.accumulate(code), prepend=-1))
     words = np.append(words, np.nan) # a code of -1 is "missing"
     return code, pd.Series(words[seen], index=first, dtype=object)
 
 
-def _pooled(parts): # (codes, words) of each block of rows -> codes of all rows, words of all, each once
-    to, words = pd.factorize(np.concatenate([words for _, words in parts]))
+def _pooled(parts): # (codes, words) of each block -> codes of all rows, each word once
+    new_code, words = pd.factorize(np.concatenate([words for _, words in parts]))
     start = np.cumsum([0, *(len(words) for _, words in parts)])
-    code = [np.append(to[a:b], -1)[code] for a, b, (code, _) in zip(start, start[1:], parts)]
+    code = [np.append(new_code[a:b], -1)[code] for a, b, (code, _) in zip(start, start[1:], parts)]
     return np.concatenate(code), words
 
 
-def _as_pandas_finds(x, decimal): # Text in the type that read_csv would give a column that holds it
+def _as_pandas_reads(x, decimal): # Text in the type that read_csv would give the column
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows([v] for v in ["x", *x.where(x.notna(), "")])
     text.seek(0)
     kinds = dict(keep_default_na=False, na_values=[""], skip_blank_lines=False, low_memory=False)
-    found = pd.read_csv(text, decimal=decimal, **kinds)
-    return found.iloc[:, 0].set_axis(x.index)
+    column = pd.read_csv(text, decimal=decimal, **kinds).iloc[:, 0]
+    return column.set_axis(x.index)
 
 
 def _header(path, schema): # The separator and the names in the first line
@@ -428,7 +428,7 @@ def _header(path, schema): # The separator and the names in the first line
     return sep, names[sep]
 
 
-def _in_blocks(path, sep): # Every column of a csv as text: name -> codes of all rows and words
+def _in_blocks(path, sep): # Each column of a csv as text: name -> (codes of all rows, words)
     blocks, columns = {}, {}
     as_text = dict(
         keep_default_na=False, na_values=[""], dtype="object", skipinitialspace=True, index_col=False)
@@ -448,12 +448,12 @@ def _signs(x): # Which texts are numbers with a comma, numbers with a point, and
     return comma, point, number, text
 
 
-def _check_points(path, column, x, commas): # 2.781 among decimal commas may be two thousand and more, unseen
+def _check_points(path, column, x, commas): # Among decimal commas 2.781 may mean two thousand and more
     comma, point, number, text = _signs(x)
     thousands = text.str.fullmatch(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+") # 5.5 and 0.125 are clear
     unclear = point.any() and thousands[point].all() and (commas or not point[number].all())
-    rule = ("has a point, which may be a decimal point or stand between thousands, since semicolons go with "
-            "decimal commas; write the column with one decimal sign and nothing between thousands")
+    rule = ("has a point, which may be a decimal point or separate thousands, since semicolons go with "
+            "decimal commas; write the column with one decimal sign and no separator of thousands")
     if comma.any() or unclear: _fail_at(path, column, x, point, rule)
 
 
@@ -467,7 +467,7 @@ def _with_points(path, columns, schema): # In a file with semicolons the decimal
         columns[c] = code, np.array([w.replace(",", ".") for w in words], dtype=object)
 
 
-def _csv_frame(path, schema, unit): # Read as text, then each different text of a column once in its own type
+def _csv_frame(path, schema, unit): # Read as text; then each different text of a column is converted once
     sep, names = _header(path, schema)
     _check_columns(path, names, schema)
     columns, log = _in_blocks(path, sep), {}
@@ -475,12 +475,12 @@ def _csv_frame(path, schema, unit): # Read as text, then each different text of 
     named = (*schema.required, *schema.categorical)
     for c in list(columns):
         code, x = _different(*columns.pop(c))
-        if c not in named: x = _as_pandas_finds(x, "," if sep == ";" and c not in schema.numeric else ".")
+        if c not in named: x = _as_pandas_reads(x, "," if sep == ";" and c not in schema.numeric else ".")
         if len(x): log[c] = _typed(path, c, x, schema, unit).array.take(code)
     return pd.DataFrame(log, copy=False)
 
 
-def _check_first_bytes(path): # Files of another kind that were given a name of ours
+def _check_first_bytes(path): # Files of another kind under the name of a csv
     with open(path, "rb") as f: head = f.read(4)
     kinds = {
         b"PAR1": ("a parquet file", "name it .parquet"), b"\x1f\x8b": ("a gzip file", "name it .csv.gz"),
@@ -491,7 +491,7 @@ def _check_first_bytes(path): # Files of another kind that were given a name of 
     return head
 
 
-def _read_csv(path, schema, unit): # What can be wrong with the file, each in words of its own
+def _read_csv(path, schema, unit): # Each fault of the file in its own words
     head = _check_first_bytes(path)
     try: return _csv_frame(path, schema, unit)
     except UnicodeDecodeError: raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
@@ -500,9 +500,9 @@ def _read_csv(path, schema, unit): # What can be wrong with the file, each in wo
         why = str(e)
         if "Not a gzipped file" in why:
             if head[:2] != b"\x1f\x8b":
-                remedy = "take .gz off its name"
+                remedy = "remove .gz from its name"
                 raise ValueError(f"{path} ends in .gz but is not a gzip file; {remedy}") from None
-            why = "other bytes follow the packed ones"
+            why = "other bytes follow the compressed ones"
         raise ValueError(f"{path} is damaged ({why}): fetch or write it again") from None
     except (pd.errors.ParserError, csv.Error) as e:
         raise ValueError(f"{path} is not a table: {str(e).strip()}") from None
@@ -512,20 +512,20 @@ def _read_csv(path, schema, unit): # What can be wrong with the file, each in wo
 
 def _parquet_frame(path, schema):
     arrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-    damaged = "{} is no parquet file, or a damaged one ({}): write it again"
+    damaged = "{} is not a parquet file, or is damaged ({}): write it again"
     try: file = parquet.ParquetFile(path)
     except (ValueError, OSError) as e: raise ValueError(damaged.format(path, str(e).strip())) from None
     with file:
-        _check_once(path, file.schema_arrow.names)
+        _check_unique(path, file.schema_arrow.names)
         named = (*schema.required, *schema.categorical, *schema.numeric)
         for field in file.schema_arrow:
             if field.name in named and arrow.types.is_nested(field.type):
-                raise ValueError(f"{path}: column {field.name!r} holds {field.type}, not one value a row; "
-                                 "split it into rows or columns of their own")
+                raise ValueError(f"{path}: column {field.name!r} holds {field.type}, not one value per "
+                                 "row; split it into rows or columns of their own")
         try: return file.read().to_pandas().reset_index(drop=True)
         except arrow.ArrowNotImplementedError as e:
             why = f"holds a type that cannot be read ({str(e).strip()})"
-            raise ValueError(f"{path} {why}; leave that column out") from None
+            raise ValueError(f"{path} {why}; leave out that column") from None
         except (ValueError, OSError) as e: raise ValueError(damaged.format(path, str(e).strip())) from None
 
 
@@ -540,12 +540,12 @@ def _read_parquet(path, schema, unit):
 def _log_path(path): # The file that a user means
     text = os.fspath(path)
     kinds = "read_log reads a file ending in .csv, .csv.gz or .parquet"
-    if text == "-": raise ValueError(f"'-' is no file: {kinds}, not standard input")
+    if text == "-": raise ValueError(f"'-' is not a file: {kinds}, not standard input")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ValueError(f"{text} is an address: {kinds}; fetch it first")
-    found = Path(os.path.expanduser(text))
-    if not found.is_file(): raise FileNotFoundError(f"no such file: {found}")
-    return found
+    file = Path(os.path.expanduser(text))
+    if not file.is_file(): raise FileNotFoundError(f"no such file: {file}")
+    return file
 
 
 def read_log(
@@ -556,14 +556,14 @@ def read_log(
     """Read a log of your own; commas, semicolons, tabs, a byte-order mark and Windows line ends are all fine.
 
     Ids that are whole numbers become integers. Times may be whole seconds or ISO text (UTC where no row
-    names a zone). Numbers in a `time_unit` become whole seconds; with the unit `none`, as for 0, 1, 2,
-    they stay.
+    names a zone). Numbers in a `time_unit` become whole seconds; with the unit `none` they stay as they are,
+    such as 0, 1, 2.
 
-    Raises: `FileNotFoundError`; `ValueError` for an unknown ending or unit, a file that is empty, cut off,
-    damaged, of another kind or not UTF-8, a column that is missing (naming it and what is there) or stands
-    twice, a time that is none or looks like another unit, a zone in some rows only, an infinite number, a
-    number with a point that may stand between thousands, a label outside 0 to 1; `ImportError` for parquet
-    without the `data` extra.
+    Raises: `FileNotFoundError`; `ValueError` for an unknown ending or unit; a file that is empty, cut off,
+    damaged, of another kind or not UTF-8; a column that is missing (naming it and the columns present) or
+    appears twice; a text that is not a time, a time that looks like another unit, a zone in some rows only;
+    an infinite number, a point that may separate thousands, a label outside 0 to 1; `ImportError` for
+    parquet without the `data` extra.
     """
     if time_unit not in (None, *_UNITS):
         raise ValueError(f"time_unit is one of {', '.join(_UNITS)}, or None; got {time_unit!r}")

@@ -79,14 +79,14 @@ def test_a_missing_column(tmp_path):
     with pytest.raises(ValueError, match="missing column 'item_id'"): logs.read_log(tmp_path/"log.parquet")
 
 
-@pytest.mark.wrong("…: column … stands twice in the header; rename one of the two, or take it out",
+@pytest.mark.wrong("…: column … appears twice in the header; rename one of the two or remove it",
                    area="your log",
                    cause="Two columns have one name, so nobody can say which is meant.",
                    remedy="Rename one of them, or take it out.")
 def test_a_column_twice(tmp_path):
     for name in ("clicked", " clicked "):
         refused(tmp_path,
-                "column 'clicked' stands twice in the header; rename one of the two, or take it out",
+                "column 'clicked' appears twice in the header; rename one of the two or remove it",
                 HEAD.replace("price", name) + ROWS)
     # columns without a name are nobody's twin
     unnamed = read(tmp_path, HEAD.replace("price", ",") + ROWS.replace("\n", ",\n"))
@@ -111,7 +111,7 @@ def test_another_encoding(tmp_path):
 @pytest.mark.wrong("… is damaged (…): fetch or write it again", area="your log",
                    cause="Some bytes of a gzipped file have changed.",
                    remedy="Fetch or write the file again.")
-@pytest.mark.wrong("… ends in .gz but is not a gzip file; take .gz off its name", area="your log",
+@pytest.mark.wrong("… ends in .gz but is not a gzip file; remove .gz from its name", area="your log",
                    cause="The file has already been unpacked, or was never packed.",
                    remedy="Take .gz off its name, or pack it with gzip.")
 def test_a_damaged_gz(tmp_path):
@@ -123,19 +123,19 @@ def test_a_damaged_gz(tmp_path):
     for at in (len(whole)//2, len(whole) - 6):
         refused(tmp_path, "): fetch or write it again", whole[:at] + bytes([whole[at] ^ 255])
                 + whole[at + 1:], "log.csv.gz")
-    refused(tmp_path, "ends in .gz but is not a gzip file; take .gz off its name", HEAD + ROWS, "log.csv.gz")
+    refused(tmp_path, "ends in .gz but is not a gzip file; remove .gz from its name", HEAD + ROWS, "log.csv.gz")
 
 
 def test_a_gz_with_more_behind_it(tmp_path):
-    """It is a gzip file, so the advice to take .gz off its name would be wrong; zeros are what some tapes
+    """It is a gzip file, so the advice to remove .gz from its name would be wrong; zeros are what some tapes
     and tools add."""
     whole = gzip.compress((HEAD + ROWS).encode())
     for more in (b"x", b"\n", HEAD.encode(), whole[:5]):
         with pytest.raises(ValueError,
-            match=r"log.csv.gz is (damaged \(other bytes follow the packed ones\): fetch or write it "
+            match=r"log.csv.gz is (damaged \(other bytes follow the compressed ones\): fetch or write it "
                   r"again|cut off)"):
             read(tmp_path, whole + more, "log.csv.gz")
-    refused(tmp_path, "is damaged (other bytes follow the packed ones): fetch or write it again",
+    refused(tmp_path, "is damaged (other bytes follow the compressed ones): fetch or write it again",
             whole + b"x", "log.csv.gz")
     for fine in (whole + bytes(7), whole + gzip.compress(ROWS.encode())):
         assert len(read(tmp_path, fine, "log.csv.gz")) >= 4
@@ -200,7 +200,7 @@ def test_no_file(tmp_path):
 
 
 @pytest.mark.wrong(
-    "'-' is no file: read_log reads a file ending in .csv, .csv.gz or .parquet, not standard input",
+    "'-' is not a file: read_log reads a file ending in .csv, .csv.gz or .parquet, not standard input",
     area="your log", cause="A dash stands for standard input in other programs.",
                    remedy="Write the log into a file, and name it.")
 @pytest.mark.wrong(
@@ -209,7 +209,7 @@ def test_no_file(tmp_path):
                    remedy="Fetch the file with a browser or a program for that, and name it.")
 def test_what_is_no_path(tmp_path, monkeypatch):
     with pytest.raises(ValueError,
-                       match="'-' is no file: read_log reads a file ending in .csv, .csv.gz or .parquet, not "
+                       match="'-' is not a file: read_log reads a file ending in .csv, .csv.gz or .parquet, not "
                              "standard input"):
         logs.read_log("-")
     for text in ("https://example.org/log.csv", "s3://shop/log.parquet", "file:///tmp/log.csv",
@@ -236,17 +236,17 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
         e.value)
 
 
-@pytest.mark.wrong("… is no parquet file, or a damaged one (…): write it again", area="your log",
+@pytest.mark.wrong("… is not a parquet file, or is damaged (…): write it again", area="your log",
                    cause="The file was cut off, or is something else by the name of parquet.",
                    remedy="Write it again.")
 def test_damaged_parquet(tmp_path):
     TRAIN.to_parquet(tmp_path/"log.parquet")
     whole = (tmp_path/"log.parquet").read_bytes()
     for content in (b"", b"no", whole[:-20], whole[:len(whole)//2]):
-        refused(tmp_path, "is no parquet file, or a damaged one (", content, "log.parquet")
+        refused(tmp_path, "is not a parquet file, or is damaged (", content, "log.parquet")
 
 
-@pytest.mark.wrong("…: column … holds …, not one value a row; split it into rows or columns of their own",
+@pytest.mark.wrong("…: column … holds …, not one value per row; split it into rows or columns of their own",
                    area="your log",
                    cause="A column of a parquet file holds lists or tables.",
                    remedy="Write one row for each entry, or one column for each place in the list.")
@@ -257,7 +257,7 @@ def test_lists_in_cells(tmp_path):
         frame.to_parquet(tmp_path/"log.parquet")
         with pytest.raises(ValueError) as e: logs.read_log(tmp_path/"log.parquet")
         assert f"column '{column}' holds list<" in str(
-            e.value) and ", not one value a row; split it into rows or columns of their own" in str(e.value)
+            e.value) and ", not one value per row; split it into rows or columns of their own" in str(e.value)
 
 
 def table(**columns):
@@ -276,14 +276,14 @@ def test_maps_and_structs_in_parquet(tmp_path):
     for kind, column in nested.items():
         parquet.write_table(table(price=column), tmp_path/"log.parquet")
         with pytest.raises(ValueError,
-                           match=f"column 'price' holds {kind}<.*, not one value a row; split it"):
+                           match=f"column 'price' holds {kind}<.*, not one value per row; split it"):
             logs.read_log(tmp_path/"log.parquet")
         # a column that nobody named may hold anything
         parquet.write_table(table(tags=column), tmp_path/"log.parquet")
         assert logs.read_log(tmp_path/"log.parquet").tags.notna().any()
 
 
-@pytest.mark.wrong("… holds a type that cannot be read (…); leave that column out", area="your log",
+@pytest.mark.wrong("… holds a type that cannot be read (…); leave out that column", area="your log",
                    cause="A column of a parquet file is of a kind that pandas does not have.",
                    remedy="Write the file without that column, or as text.")
 def test_a_type_of_parquet_that_pandas_does_not_have(tmp_path, monkeypatch):
@@ -291,8 +291,8 @@ def test_a_type_of_parquet_that_pandas_does_not_have(tmp_path, monkeypatch):
     def read(self): raise pa.ArrowNotImplementedError("Unsupported cast")
     monkeypatch.setattr(parquet.ParquetFile, "read", read)
     with pytest.raises(ValueError,
-                       match=r"log.parquet holds a type that cannot be read \(Unsupported cast\); leave that "
-                             r"column out"):
+                       match=r"log.parquet holds a type that cannot be read \(Unsupported cast\); leave out "
+                             r"that column"):
         logs.read_log(tmp_path/"log.parquet")
 
 
@@ -302,8 +302,8 @@ def test_a_column_twice_in_parquet(tmp_path):
         twice = plain.append_column(name, plain["price"]).append_column(name, plain["price"])
         parquet.write_table(twice, tmp_path/"log.parquet")
         with pytest.raises(ValueError,
-            match=f"log.parquet: column '{name}' stands twice in the header; rename one of the two, or take "
-                  "it out"):
+            match=f"log.parquet: column '{name}' appears twice in the header; rename one of the two or "
+                  "remove it"):
             logs.read_log(tmp_path/"log.parquet")
 
 
@@ -419,7 +419,7 @@ def timed(times): return HEAD + "".join(f"1,{k},home,{t},{k % 2},1\n" for k, t i
 
 
 @pytest.mark.wrong(
-    "…: column …, row … below the header: … looks like … since 1970; say time_unit=…, or --time-unit … in "
+    "…: column …, row … below the header: … looks like … since 1970; pass time_unit=…, or --time-unit … to "
     "the command", area="your log",
                    cause="Most times are far too large to be seconds, and just right for another unit.",
     remedy="Name the unit as the message says.")
@@ -429,8 +429,8 @@ def test_another_unit_is_recognised_by_size(tmp_path, unit, name):
     per = PER_SECOND[unit]
     log = timed([t*per for t in TIMES])
     refused(tmp_path,
-            f"column 'timestamp', row 1 below the header: '{TIMES[0]*per}' looks like {name} since 1970; say "
-            f"time_unit='{unit}', or --time-unit {unit} in the command", log)
+            f"column 'timestamp', row 1 below the header: '{TIMES[0]*per}' looks like {name} since 1970; pass "
+            f"time_unit='{unit}', or --time-unit {unit} to the command", log)
     assert read(tmp_path, log, time_unit=unit).timestamp.tolist() == TIMES
     mixed = [TIMES[0]]*2 + [t*per for t in TIMES]  # the first that is so is named
     refused(tmp_path, f"row 3 below the header: '{TIMES[0]*per}' looks like {name}", timed(mixed))
@@ -477,10 +477,10 @@ def test_numbers_of_no_unit_stay_as_they_are(tmp_path, times, kind):
 @pytest.mark.wrong("…: column …, row … below the header: … is not a number of …", area="your log",
                    cause="A unit was named for the times, and some of them are dates or words.",
                    remedy="Leave the unit out for ISO text, or write every time as a number.")
-@pytest.mark.wrong("…: column …, row … below the header: … is not a number, as time_unit='none' asks for",
+@pytest.mark.wrong("…: column …, row … below the header: … is not a number, which time_unit='none' needs",
                    area="your log", cause="Times that count from an origin of their own must all be numbers.",
                    remedy="Write every time as a number, or leave the unit out.")
-@pytest.mark.wrong("…: column … holds dates; leave time_unit out", area="your log",
+@pytest.mark.wrong("…: column … holds dates; leave out time_unit", area="your log",
                    cause="A parquet file says itself that the column holds dates.",
                    remedy="Leave the unit out.")
 @pytest.mark.wrong("time_unit is one of …, or None; got …", area="your log",
@@ -488,13 +488,13 @@ def test_numbers_of_no_unit_stay_as_they_are(tmp_path, times, kind):
                    remedy="Use one of the six.")
 def test_what_goes_against_a_named_unit(tmp_path):
     for unit, says in (("s", "of seconds"), ("ms", "of milliseconds"), ("days", "of days"),
-                       ("none", ", as time_unit='none' asks for")):
+                       ("none", ", which time_unit='none' needs")):
         for value in ("2026-01-01", "noon", "1e30", "inf"):
             says_all = (f"column 'timestamp', row 2 below the header: '{value}' is not a "
                         f"number{' '*(says[0] != ',')}{says}")
             refused(tmp_path, says_all, timed(["1", value]), time_unit=unit)
     TRAIN.assign(timestamp=pd.to_datetime(TRAIN.timestamp, unit="s")).to_parquet(tmp_path/"log.parquet")
-    with pytest.raises(ValueError, match="log.parquet: column 'timestamp' holds dates; leave time_unit out"):
+    with pytest.raises(ValueError, match="log.parquet: column 'timestamp' holds dates; leave out time_unit"):
         logs.read_log(tmp_path/"log.parquet", time_unit="s")
     with pytest.raises(ValueError,
                        match="time_unit is one of s, ms, us, ns, days, none, or None; got 'minutes'"):
@@ -509,9 +509,9 @@ def german(*prices, other=None): # a log with semicolons, these prices, and in e
 
 
 @pytest.mark.wrong(
-    "…: column …, row … below the header: … has a point, which may be a decimal point or stand between "
-    "thousands, since semicolons go with decimal commas; write the column with one decimal sign and nothing "
-    "between thousands",
+    "…: column …, row … below the header: … has a point, which may be a decimal point or separate "
+    "thousands, since semicolons go with decimal commas; write the column with one decimal sign and no "
+    "separator of thousands",
                    area="your log",
     cause="In a file with semicolons 2.781 can be less than three or nearly three thousand.",
     remedy="Write 2781 or 2,781, and use one decimal sign in a column.")
@@ -524,8 +524,8 @@ def german(*prices, other=None): # a log with semicolons, these prices, and in e
 def test_a_point_that_may_stand_between_thousands(tmp_path, prices, other, row, value):
     refused(tmp_path,
             f"column 'price', row {row} below the header: '{value}' has a point, which may be a decimal "
-            "point or stand between thousands, since semicolons go with "
-            "decimal commas; write the column with one decimal sign and nothing between thousands",
+            "point or separate thousands, since semicolons go with "
+            "decimal commas; write the column with one decimal sign and no separator of thousands",
             german(*prices, other=other), numeric=("price", "weight"), categorical=())
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiscene_rec import data, logs, preprocess
+from multiscene_rec import batch, data, logs, preprocess
 
 SCHEMA = data.Schema(categorical=("category", "brand"), numeric=("price",),
                      item_columns=("category", "brand", "price"))
@@ -114,7 +114,7 @@ def test_blocks_of_any_size_make_the_same_histories(monkeypatch):
     whole = prep.transform(test, log)
     for block in (1, 500, 3000, 10**5):
         monkeypatch.setattr(preprocess, "_BLOCK", block)
-        monkeypatch.setattr(data, "_BLOCK", block)
+        monkeypatch.setattr(batch, "_BLOCK", block)
         cut = prep.transform(test, log)
         assert cut.history_table.equal(whole.history_table) and cut.present_table.equal(
             whole.present_table) and cut.history_row.equal(whole.history_row)

@@ -331,8 +331,8 @@ def test_schema_defaults_and_cuts():
     (dict(numeric="price"), "not one string"), (dict(user=""), "non-empty"),
     (dict(categorical=(3,)), "non-empty"),
     (dict(item_columns=("size",)), "'size' is in neither"),
-    (dict(history=("city",)), "'city' is no categorical item column"),
-    (dict(history=("price",)), "'price' is no categorical"), (dict(history=()), "at least one"),
+    (dict(history=("city",)), "'city' is not a categorical item column"),
+    (dict(history=("price",)), "'price' is not a categorical"), (dict(history=()), "at least one"),
     (dict(label=()), "Schema.label: name the column of the answer"),
     (dict(label=("a", "a")), "'a' is used twice"),
     (dict(label=("clicked", "city")), "'city' is used twice"),
@@ -490,7 +490,7 @@ def test_a_batch_without_rows_or_with_a_name_twice():
         data.Batch({}, dict(title=torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="Batch.x: is among the rows and among the tables"):
         data.Batch(dict(x=torch.zeros(3)), dict(x=torch.zeros(3)))
-    with pytest.raises(ValueError, match="Batch: parts have names, got 3"): data.Batch({3: torch.zeros(3)})
+    with pytest.raises(ValueError, match="Batch: a part's name is a string, got 3"): data.Batch({3: torch.zeros(3)})
     with pytest.raises(AttributeError, match="no part 'price'; it has fields, dense"): build(**parts()).price
     with pytest.raises(AttributeError, match="no part 'history'; it has x"):
         data.Batch(dict(x=torch.zeros(3))).history
@@ -842,9 +842,9 @@ def test_coupons_name_what_is_wrong(away):
         logs.load_coupons(away)
     path = write(away/NAME, coupon_csv(drop=["coupon", "Y"]))
     with pytest.raises(ValueError, match="missing column 'coupon', 'Y'"): logs.load_coupons(path)
-    with pytest.raises(ValueError, match="no coupon file"): logs.load_coupons(write(away/NAME, ""))
+    with pytest.raises(ValueError, match="not a coupon file"): logs.load_coupons(write(away/NAME, ""))
     (away/(NAME + ".gz")).write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="no coupon file"): logs.load_coupons(away/(NAME + ".gz"))
+    with pytest.raises(ValueError, match="not a coupon file"): logs.load_coupons(away/(NAME + ".gz"))
 
 
 @pytest.mark.wrong(
@@ -973,7 +973,7 @@ def test_download_once(away, server, capsys):
     (zipped(coupon_csv()), 404, None, FileNotFoundError, "404"), (b"<html>", 200, None, FileNotFoundError,
         "not a zip"),
     (zipped(coupon_csv()), 200, 100, FileNotFoundError, "could not be fetched"),
-    (zipped("", "other.csv"), 200, None, ValueError, "holds no"),
+    (zipped("", "other.csv"), 200, None, ValueError, "does not hold"),
     (zipped(coupon_csv().rsplit("\n", 2)[0] + "\n"), 200, None, ValueError,
      "has 4 rows, the survey has 5; try again later, or give the path of a copy that you trust"),
     (zipped(FLIPPED), 200, None, ValueError,
@@ -1151,4 +1151,4 @@ def test_movielens_says_how(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"at .*: pip install --no-deps recbole .*grouplens"):
         logs.load_movielens_100k(tmp_path)
     monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="no MovieLens-100K here"): logs.load_movielens_100k()
+    with pytest.raises(FileNotFoundError, match="no MovieLens-100K on this machine"): logs.load_movielens_100k()
