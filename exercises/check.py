@@ -1,23 +1,13 @@
-"""Checks that answer in words: the same for students, who see them, and for graders, who run more of them.
-
-Everything that a check uses is taken when this file is imported, before any solution runs. A solution that replaces
-`torch.allclose`, `np.abs` or `isinstance` by something kinder changes nothing here.
-"""
-import builtins
+"""Checks that answer in words: the same for students, who see them, and for graders, who run more of them."""
 import os
 
 import numpy as np
 import torch
 
-__builtins__ = dict(vars(builtins))  # functions below look here for len, all and the like, and not where a solution could put others
-_asarray, _isnan, _isfinite, _abs, _max, _argmax, _unravel, _where, _quiet = (
-    np.asarray, np.isnan, np.isfinite, np.abs, np.max, np.argmax, np.unravel_index, np.where, np.errstate)
-_detach, _cpu, _numpy = torch.Tensor.detach, torch.Tensor.cpu, torch.Tensor.numpy
-_rng, _generator, _Tensor, _Size, _ndarray, _scalar = np.random.default_rng, torch.Generator, torch.Tensor, torch.Size, np.ndarray, np.generic
-_tuple, _list, _dim, _ndim, _COUNTS = tuple, list, torch.Tensor.dim, np.ndim, "none one two three four five six seven eight nine ten".split()
-_PLAIN = (bool, int, float, complex, str, bytes, range, type(None))
-_changed = False
+COUNTS = "none one two three four five six seven eight nine ten".split()
+PLAIN = bool, int, float, complex, str, bytes, range, type(None)
 _seed = int(os.environ.get("MULTISCENE_GRADE_SEED", "0"))
+_changed = False # a grader's functions work on copies, and note here that one was changed
 
 
 class Wrong(AssertionError):
@@ -32,16 +22,17 @@ def close(found, wanted, what, tol=1e-6, hint="", nan=False):
     Where inf is wanted, only inf will do. Where nan is wanted, nan will do if nan=True, and nothing if not.
     """
     found, wanted = _array(found, what), _array(wanted, "the expected value")
-    if found.shape != wanted.shape: raise Wrong(_with(f"{what} should have shape {wanted.shape}, got {found.shape}.", hint))
-    with _quiet(all="ignore"):
-        off = _abs(found - wanted)/_where(_abs(wanted) > 1, _abs(wanted), 1.)
-        off = _where(_isfinite(found) & _isfinite(wanted), off, float("inf"))
-        off = _where((found == wanted) | (_isnan(found) & _isnan(wanted) & nan), 0., off)
-    if not off.size or _max(off) <= tol: return
-    at = _unravel(_argmax(off), off.shape)
+    if found.shape != wanted.shape:
+        raise Wrong(_with(f"{what} should have shape {wanted.shape}, got {found.shape}.", hint))
+    with np.errstate(all="ignore"):
+        off = np.abs(found - wanted)/np.maximum(np.abs(wanted), 1)
+        off = np.where(np.isfinite(found) & np.isfinite(wanted), off, np.inf)
+        off = np.where((found == wanted) | (np.isnan(found) & np.isnan(wanted) & nan), 0., off)
+    if not off.size or np.max(off) <= tol: return
+    at = np.unravel_index(np.argmax(off), off.shape)
     place = f" at position {tuple(int(i) for i in at)}" if found.ndim else ""
     a, b = found[at], wanted[at]
-    digits = 6 if f"{a:.6g}" != f"{b:.6g}" else 17  # "should be 0.5, got 0.5" would help nobody
+    digits = 6 if f"{a:.6g}" != f"{b:.6g}" else 17 # "should be 0.5, got 0.5" would help nobody
     raise Wrong(_with(f"{what}{place} should be {b:.{digits}g}, got {a:.{digits}g}.", hint))
 
 
@@ -51,24 +42,28 @@ def true(condition, words):
 
 
 def unchanged(same, words):
-    "What a function was given is the same as before; else the words say so. A grader's functions tell it of a change."
+    "What a function was given is the same as before; else the words say so."
     if _changed or not bool(same): raise Wrong(words)
 
 
 def equal(found, wanted, what, hint=""):
-    "Two plain values are the same. Lists, arrays and tensors are compared entry by entry; nan is the same as nan."
+    "Two plain values are the same. Lists, arrays and tensors are compared entry by entry; nan equals nan."
     found, wanted = _plain(found), _plain(wanted)
     if _same(found, wanted): return
     shape, other = _shape(wanted), _shape(found)
-    if None in (shape, other): raise Wrong(_with(f"{what} should be {_short(wanted)}, got {_short(found)}.", hint))
+    both = f"{_short(wanted)}, got {_short(found)}."
+    if None in (shape, other): raise Wrong(_with(f"{what} should be {both}", hint))
     if shape != other and len(shape) == len(other) == 1:
-        raise Wrong(_with(f"{what} should have {_entries(shape[0])}, got {other[0]}: wanted {_short(wanted)}, got {_short(found)}.", hint))
+        raise Wrong(_with(f"{what} should have {_entries(shape[0])}, got {other[0]}: wanted {both}", hint))
     if shape != other: raise Wrong(_with(f"{what} should have shape {shape}, got {other}.", hint))
     pairs = list(_pairs(found, wanted, ()))
-    if len(pairs) <= 8: raise Wrong(_with(f"{what} should be {_short(wanted)}, got {_short(found)}.", hint))
-    off = [f"at {at[0] if len(at) == 1 else at} {_short(b, 40)} is wanted, got {_short(a, 40)}" for at, a, b in pairs if not _same(a, b)]
+    if len(pairs) <= 8: raise Wrong(_with(f"{what} should be {both}", hint))
+    off = [f"at {at[0] if len(at) == 1 else at} {_short(b, 40)} is wanted, got {_short(a, 40)}"
+           for at, a, b in pairs if not _same(a, b)]
     more = [f"and {len(off) - 3} more"] if len(off) > 3 else []
-    raise Wrong(_with(f"{what}: {len(off)} of {_entries(len(pairs))} {'is' if len(off) == 1 else 'are'} wrong: {'; '.join(off[:3] + more)}.", hint))
+    verb = "is" if len(off) == 1 else "are"
+    words = f"{what}: {len(off)} of {_entries(len(pairs))} {verb} wrong: {'; '.join(off[:3] + more)}."
+    raise Wrong(_with(words, hint))
 
 
 def several(found, names):
@@ -77,11 +72,12 @@ def several(found, names):
     A list will do, and so will one row of numbers in an array: both hold as many values as are wanted.
     """
     wanted = names.split(", ")
-    row = isinstance(found, (_Tensor, _ndarray)) and (_dim(found) if isinstance(found, _Tensor) else _ndim(found)) == 1
-    if (row or isinstance(found, (_tuple, _list))) and len(found) == len(wanted): return _tuple(found)
-    if isinstance(found, (_tuple, _list)): got = _count(len(found))
-    elif found is None: got = "None: does the function return its results?"
-    else: got = f"one {'tensor' if isinstance(found, _Tensor) else 'array' if isinstance(found, _ndarray) else type(found).__name__}"
+    row = isinstance(found, (torch.Tensor, np.ndarray)) and found.ndim == 1
+    if (row or isinstance(found, (tuple, list))) and len(found) == len(wanted): return tuple(found)
+    kind = {torch.Tensor: "tensor", np.ndarray: "array"}.get(type(found), type(found).__name__)
+    got = f"one {kind}"
+    if isinstance(found, (tuple, list)): got = _count(len(found))
+    if found is None: got = "None: does the function return its results?"
     raise Wrong(f"the function should return {_count(len(wanted))} values, {names}; got {got}")
 
 
@@ -89,23 +85,24 @@ def refuses(call, kinds, words):
     "The call raises one of the kinds of error."
     try: call()
     except kinds: return
-    except Exception as e: raise Wrong(f"{words} It raised {type(e).__name__} instead: {_short(e, 100)}") from None
+    except Exception as e:
+        raise Wrong(f"{words} It raised {type(e).__name__} instead: {_short(e, 100)}") from None
     raise Wrong(f"{words} Nothing was raised.")
 
 
 def seed(k=0):
-    "A seed for check number k; graders set MULTISCENE_GRADE_SEED, so that theirs differ from the ones that students see."
+    "A seed for check number k; a grader has another one than students, by MULTISCENE_GRADE_SEED."
     return 1_000_003*_seed + 7919*k + 17
 
 
 def rng(k=0):
     "NumPy's random numbers for check number k."
-    return _rng(seed(k))
+    return np.random.default_rng(seed(k))
 
 
 def torch_rng(k=0):
     "PyTorch's random numbers for check number k."
-    return _generator().manual_seed(seed(k) % 2**63)
+    return torch.Generator().manual_seed(seed(k) % 2**63)
 
 
 # ---------------------------------------------------------------- how they compare, and how they show it
@@ -116,7 +113,7 @@ def _with(words, hint): return f"{words} {hint}".strip()
 def _entries(n): return f"{n} entry" if n == 1 else f"{n} entries"
 
 
-def _count(n): return _COUNTS[n] if n < len(_COUNTS) else str(n)
+def _count(n): return COUNTS[n] if n < len(COUNTS) else str(n)
 
 
 def _array(x, what):
@@ -124,19 +121,21 @@ def _array(x, what):
     if x is None: raise Wrong(f"{what} is None: does the function return its result?")
     if x is Ellipsis or x is NotImplemented: raise Wrong(f"{what} is not there yet.")
     try:
-        a = _asarray(_numpy(_cpu(_detach(x))) if isinstance(x, _Tensor) else x)
-        if a.dtype.kind in "biufO": return _asarray(a, dtype="float64")
+        a = np.asarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x)
+        if a.dtype.kind in "biufO": return np.asarray(a, dtype="float64")
         kind = {"U": "text", "S": "text", "c": "complex ones"}.get(a.dtype.kind, f"an array of {a.dtype}")
-    except Exception: kind = "a list of something else, or of rows of different lengths" if type(x) in (list, tuple) else f"something of type {type(x).__name__}"
+    except Exception:
+        kind = f"something of type {type(x).__name__}"
+        if type(x) in (list, tuple): kind = "a list of something else, or of rows of different lengths"
     raise Wrong(f"{what} should be real numbers, got {kind}.")
 
 
 def _plain(x):
     "Arrays, tensors and tables as nested lists; NumPy's numbers as Python's."
-    if isinstance(x, _Tensor): x = _numpy(_cpu(_detach(x)))
+    if isinstance(x, torch.Tensor): x = x.detach().cpu().numpy()
     elif type(x).__module__.split(".")[0] == "pandas" and hasattr(x, "to_numpy"): x = x.to_numpy()
-    if type(x) is _Size: return tuple(x)
-    return _ndarray.tolist(x) if isinstance(x, _ndarray) else x.item() if isinstance(x, _scalar) else x
+    if type(x) is torch.Size: return tuple(x)
+    return x.tolist() if isinstance(x, (np.ndarray, np.generic)) else x
 
 
 def _shape(x):
@@ -150,15 +149,16 @@ def _pairs(a, b, at):
     "Entries of two nested lists of one shape: place, entry, entry."
     if _shape(a) is None: yield at, a, b
     else:
-        for i, (u, v) in enumerate(zip(a, b)): yield from _pairs(u, v, (*at, i))
+        for i, (u, v) in enumerate(zip(a, b, strict=True)): yield from _pairs(u, v, (*at, i))
 
 
 def _same(a, b):
     "Plain values are the same. What brings a comparison of its own is not: it could say yes to everything."
     a, b = _plain(a), _plain(b)
-    if type(a) in (list, tuple) and type(b) in (list, tuple): return len(a) == len(b) and all(_same(u, v) for u, v in zip(a, b))
+    if type(a) in (list, tuple) and type(b) in (list, tuple):
+        return len(a) == len(b) and all(_same(u, v) for u, v in zip(a, b, strict=True))
     if type(a) is type(b) is dict: return len(a) == len(b) and all(k in a and _same(a[k], b[k]) for k in b)
-    if type(a) is not type(b) and not (type(a) in _PLAIN and type(b) in _PLAIN): return False
+    if type(a) is not type(b) and not (type(a) in PLAIN and type(b) in PLAIN): return False
     return bool(a == b or (a != a and b != b))
 
 

@@ -1,11 +1,11 @@
 """Exercises: one source each in nbgrader's form, student copies, marks.
 
     python -m tools.exercises build [NAME ...]       student copies into exercises/release/, by nbgrader
-    python -m tools.exercises grade FOLDER           marks of all submissions, as FOLDER/marks.csv (tools/grade.py)
+    python -m tools.exercises grade FOLDER           marks of all submissions, as FOLDER/marks.csv
     python -m tools.exercises list                   names and points
 
-An exercise is a folder `exercises/source/NNx_name/`: the notebook of that name, and `wrong.toml`, the wrong answers that
-test its checks and are never handed out.
+An exercise is a folder `exercises/source/NNx_name/`: the notebook of that name, and `wrong.toml`, the wrong
+answers that test its checks and are never handed out.
 """
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ CHECKS = compile((FOLDER/"check.py").read_text(encoding="utf-8"), "check.py",
 
 @dataclass
 class Cell:
-    "A cell of an exercise: kind is text, setup, solution, answer (in words), helper (of hidden checks) or test."
+    "A cell; kind is text, setup, solution, answer (in words), helper (of hidden checks) or test."
     kind: str
     id: str
     source: str
@@ -105,15 +105,14 @@ def student_copy(exercise):
 # ---------------------------------------------------------------- student copies
 
 def _keep(release, kept, asked, say=print):
-    "Copy what somebody has put into the folder of student copies to another one, before new copies replace it."
+    "Copy what somebody has put into the folder of student copies to another one, before it is replaced."
+    cells = lambda exercise: [(c.id, c.source.strip()) for c in exercise.cells]
     for exercise in asked:
-        fresh = [(c.id, c.source.strip()) for c in student_copy(exercise).cells]
+        fresh = cells(student_copy(exercise))
         for path in sorted(p for p in (release/exercise.name).rglob("*") if p.is_file()):
             if path.name == "check.py" or {"__pycache__", ".ipynb_checkpoints"} & set(path.parts): continue
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError,
-                                     RecursionError):
-                if path.stem == exercise.name and [(c.id, c.source.strip())
-                    for c in load(path).cells] == fresh: continue
+            with contextlib.suppress(Exception):
+                if path.stem == exercise.name and cells(load(path)) == fresh: continue
             place = kept/path.parent.relative_to(release)
             place.mkdir(parents=True, exist_ok=True)
             names = (f"{path.stem}-{k}{path.suffix}" for k in range(1, 10**6))
@@ -127,20 +126,22 @@ def build(names=(), say=print, folder=FOLDER):
     "Student copies by nbgrader; each gets check.py beside it."
     from nbgrader.apps import NbGraderAPI
     asked = [e for e in sources() if not names or e.name in names]
+    unknown = set(names) - {e.name for e in asked}
+    if unknown: sys.exit(f"no exercise has the name {', '.join(sorted(unknown))}")
     _keep(folder/"release", folder/"kept", asked, say)
     nbgrader = NbGraderAPI(config=_nbgrader(folder))
     for exercise in asked:
         done = nbgrader.generate_assignment(exercise.name, force=True, create=True)
-        if not done["success"]: sys.exit(f"{exercise.name}: nbgrader "
-                                         f"failed\n{(done.get('error') or done['log'])[-3000:]}")
+        problem = done.get("error") or done.get("log") or ""
+        if not done["success"]: sys.exit(f"{exercise.name}: nbgrader failed\n{problem[-3000:]}")
         (folder/"release"/exercise.name/"check.py").write_bytes((FOLDER/"check.py").read_bytes())
         say(f"exercises/release/{exercise.name}: {exercise.points:g} points")
 
 
 def main():
     "The command line."
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=whole)
     commands = parser.add_subparsers(dest="what", required=True)
     commands.add_parser("build").add_argument("names", nargs="*", help="exercises; default all")
     commands.add_parser("list")
@@ -155,15 +156,14 @@ def main():
     elif args.what == "list":
         for e in sources(): print(f"{e.name:<28} {e.points:g} points  {e.title}")
     else:
-        if not args.folder.is_dir(): sys.exit(f"no such folder: {args.folder}; it holds one folder per "
-                                              f"student")
+        if not args.folder.is_dir(): sys.exit(f"no such folder: {args.folder}; it holds a folder per student")
         seed = os.environ.pop("MULTISCENE_GRADE_SEED", "")
         if args.seed is None and seed and not seed.isdecimal():
             sys.exit(f"MULTISCENE_GRADE_SEED should be a whole number, not {seed!r}")
-        from tools import grade, student
-        student.shield((student.DUMPABLE, 0))
-        grade.grade_folder(args.folder, args.out, int(seed) if args.seed is None and seed else args.seed,
-                           seconds=args.seconds)
+        from tools import grade
+        seed = int(seed) if args.seed is None and seed else args.seed
+        with grade.Nursery(alone=True) as nursery:
+            grade.grade_folder(args.folder, nursery, args.out, seed, seconds=args.seconds)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Marks of submissions behind a wall: the student's code runs in a process of its own (tools/student.py), the checks here.
+"""Marks behind a wall: a student's code runs in a process of its own (tools/student.py), the checks here.
 
-A check that calls a function of the student sends plain values through a pipe and gets plain values back, as new objects
-that this process makes. What the other side does to its modules, frames and files reaches neither checks nor marks.
-`FOLDER/STUDENT/EXERCISE/EXERCISE.ipynb` is a submission, as nbgrader collects it.
+A check that calls a function of the student sends plain values through a pipe and gets plain values back, as
+new objects that this process makes. What the other side does to its modules and frames cannot reach checks or
+marks. A submission is `FOLDER/STUDENT/EXERCISE/EXERCISE.ipynb`, as nbgrader collects it.
 """
 import ast
 import contextlib
@@ -26,22 +26,25 @@ from pathlib import Path
 
 from tools import exercises, notebooks, plain, student
 
-SECONDS, MIB = 60, 2048 # of one notebook: time, and memory beyond what is loaded
+SECONDS, MIB = 60, 2048 # time for one notebook, and memory beyond what is loaded
 OUTPUT, ANSWER = 1_000_000, 2**24 # bytes that it may print, and bytes of one answer
-NOTEBOOK, CODE, ENTRIES, DEPTH = 50_000_000, 1_000_000, 2000, 6 # of a submission: bytes, characters, files, folders
+NOTEBOOK, CODE = 50_000_000, 1_000_000 # bytes of a notebook, and characters of its solution
+ENTRIES, DEPTH = 2000, 6 # files of a student that are looked at, and folders in folders
+PLACE = "STUDENT/EXERCISE/EXERCISE.ipynb, as in ada/05a_distance/05a_distance.ipynb"
+UNREADABLE = "what came back from its process cannot be read"
 
 
 class Stopped(BaseException):
-    "The student's process or its time has ended; no check can be judged any more. No `except Exception` holds it up."
+    "The student's process or its time has ended: no check can be judged any more."
 
 
 # ---------------------------------------------------------------- checks, in this process
 
 def judged(exercise, solution, exchange, seed=0):
-    """What is wrong, for each cell of checks with points: {id: "" or a reason}.
+    """What is wrong, for each cell of checks: {id: "" or a reason}.
 
-    `solution` maps ids of cells to the student's code. `exchange(message, calls)` sends a message through the wall and
-    returns the answer; it serves calls of the functions in the list `calls` meanwhile.
+    `solution` maps ids of cells to the student's code. `exchange(message, calls)` sends a message through the
+    wall, serves calls of the functions in the list `calls`, and returns the answer.
     """
     judge = types.ModuleType("check")
     exec(exercises.CHECKS, vars(judge))
@@ -53,8 +56,8 @@ def judged(exercise, solution, exchange, seed=0):
                 code = cell.source if cell.kind == "setup" else solution.get(cell.id, "")
                 if not broken: _given(exchange(["run", code, cell.id], []))
             if cell.kind in ("setup", "helper"): _run(cell, space, judge)
-            elif cell.kind == "solution": space |= {name: _called(name, exchange, judge)
-                for name in _functions(cell)}
+            elif cell.kind == "solution":
+                space |= {name: _called(name, exchange, judge) for name in _functions(cell)}
             elif cell.kind == "test":
                 wrong[cell.id] = broken
                 if not broken: _run(cell, dict(space), judge)
@@ -79,11 +82,11 @@ def _functions(cell): # Of a solution as the exercise has it
 
 
 def _called(name, exchange, judge):
-    "A function that stands for the student's; it changes nothing here, so `check.unchanged` is told of changes there."
+    "A function that stands for the student's. `check.unchanged` is told of changes: they are made to a copy."
     def call(*args, **named):
         calls = []
-        value, changed = _given(exchange(["call", name, plain.pack(list(args), calls),
-            plain.pack(named, calls)], calls))
+        message = ["call", name, plain.pack(list(args), calls), plain.pack(named, calls)]
+        value, changed = _given(exchange(message, calls))
         judge._changed = judge._changed or changed
         return value
     call.__name__ = name
@@ -91,12 +94,12 @@ def _called(name, exchange, judge):
 
 
 def _given(answer):
-    "The value in an answer, and which arguments were changed; an error in it is raised."
+    "The value in an answer, and whether arguments were changed; an error in it is raised."
     try:
         what, *rest = answer
         if what == "raised": e = plain.error(*rest)
         else: return plain.unpack(rest[0]), bool(rest[1])
-    except Exception: raise Stopped("what came back from its process cannot be read") from None
+    except Exception: raise Stopped(UNREADABLE) from None
     raise e
 
 
@@ -114,8 +117,13 @@ def _reason(e):
 # ---------------------------------------------------------------- the wall
 
 class Nursery:
-    "The process that the students' processes are copies of; a new one is started where it does not answer."
-    process = None
+    """The process that the students' processes are copies of; a new one is started where it does not answer.
+
+    `alone` says that this process has no children of its own beside it. Then what outlives it is ended too.
+    """
+    def __init__(self, alone=False):
+        self.process, self.alone = None, alone
+        if alone: student.shield((student.SUBREAPER, 1), (student.DUMPABLE, 0))
 
     def __enter__(self): return self
 
@@ -125,25 +133,23 @@ class Nursery:
             with contextlib.suppress(OSError): os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+        if self.alone: student.end_children()
 
-    def _ready(self):
-        if self.process is None:
-            self.control, theirs = socket.socketpair()
-            self.control.settimeout(120)
-            path = os.pathsep.join((str(notebooks.ROOT), str(exercises.FOLDER)))
-            env = {k: v for k, v in notebooks.child_env().items()
-                   if k != "MULTISCENE_GRADE_SEED"} | {"PYTHONPATH": path}
-            self.process = subprocess.Popen([sys.executable, "-m", "tools.student"], stdin=theirs,
-                cwd=notebooks.ROOT,
-                                            env=env, start_new_session=True)
-            theirs.close()
-            if self.control.recv(1) != b"+": raise RuntimeError("python -m tools.student does not start")
-            self.control.settimeout(5)
+    def _start(self):
+        self.control, theirs = socket.socketpair()
+        self.control.settimeout(120)
+        env = notebooks.child_env(PYTHONPATH=os.pathsep.join((str(notebooks.ROOT), str(exercises.FOLDER))))
+        env.pop("MULTISCENE_GRADE_SEED", None)
+        self.process = subprocess.Popen([sys.executable, "-m", "tools.student"], stdin=theirs, env=env,
+                                        cwd=notebooks.ROOT, start_new_session=True)
+        theirs.close()
+        if self.control.recv(1) != b"+": raise RuntimeError("python -m tools.student does not start")
+        self.control.settimeout(5)
 
     @contextlib.contextmanager
-    def student(self, mib=MIB):
+    def copy(self, mib=MIB):
         "(socket to a new student's process, file of what it prints); the process is ended afterwards."
-        self._ready()
+        if self.process is None: self._start()
         with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as place:
             ours, theirs = socket.socketpair()
             said, speak = os.pipe()
@@ -160,7 +166,7 @@ class Nursery:
 
 
 class Exchange:
-    "Messages to a student's process and its answers, until its time is over. What it prints is read meanwhile."
+    "Messages to a student's process and its answers, within its time; what it prints is read meanwhile."
     def __init__(self, pipe, said, seconds):
         self.pipe, self.said, self.talk, self.seconds = pipe, said, bytearray(), seconds
         self.end = time.monotonic() + seconds
@@ -177,7 +183,7 @@ class Exchange:
         try:
             _, number, args, named = message
             call, args, named = calls[number], plain.unpack(args), plain.unpack(named)
-        except Exception: raise Stopped("what came back from its process cannot be read") from None
+        except Exception: raise Stopped(UNREADABLE) from None
         try: return ["gave", plain.pack(call(*args, **named))]
         except Exception as e: return ["raised", *plain.told(e)]
 
@@ -193,8 +199,7 @@ class Exchange:
         size = int.from_bytes(self._exactly(4), "big")
         if size > ANSWER: raise Stopped(f"its answer is larger than {ANSWER:,} bytes")
         try: return json.loads(self._exactly(size))
-        except (ValueError,
-                RecursionError): raise Stopped("what came back from its process cannot be read") from None
+        except (ValueError, RecursionError): raise Stopped(UNREADABLE) from None
 
     def _exactly(self, size):
         data = bytearray()
@@ -237,7 +242,7 @@ def graded(nursery, exercise, solution, seed=0, seconds=SECONDS, mib=MIB):
     "Behind the wall: ({id: "" or a reason}, what was printed)."
     wrong, talk = {}, bytearray()
     try:
-        with nursery.student(mib) as (pipe, said), _at_most(seconds):
+        with nursery.copy(mib) as (pipe, said), _at_most(seconds):
             exchange = Exchange(pipe, said, seconds)
             talk = exchange.talk
             wrong = judged(exercise, solution, exchange, seed)
@@ -257,7 +262,7 @@ class Refused(Exception):
 
 
 def _bytes(path, base):
-    "A file's content; neither it nor a folder between it and `base` may be a link, for a link may lead anywhere."
+    "A file's content. Neither it nor a folder between it and `base` may be a link: that may lead anywhere."
     for part in (*reversed(path.relative_to(base).parents[:-1]), path.relative_to(base)):
         try: mode = os.lstat(base/part).st_mode
         except (FileNotFoundError, NotADirectoryError): raise FileNotFoundError from None
@@ -270,8 +275,8 @@ def _bytes(path, base):
 def read_solution(exercise, path, base):
     """The student's code, {id of a solution cell: code}. Raises Refused with the reason where there is none.
 
-    A cell is known by its nbgrader id alone. JupyterLab gives a cell that is split or copied the same id twice: the parts
-    are put together again, without those in which nothing was written.
+    A cell is known by its nbgrader id alone. JupyterLab gives a cell that is split or copied the same id
+    twice: the parts are put together again, without those in which nothing was written.
     """
     parts = {id: [] for id in exercise.solution()}
     try:
@@ -285,20 +290,19 @@ def read_solution(exercise, path, base):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise Refused(f"not a notebook: {type(e).__name__} {e}") from None
     if gone := [id for id, texts in parts.items() if not texts]:
-        raise Refused(f"the cell {', '.join(gone)} is not there any more: copy the answer into a fresh "
-                      f"student copy")
+        raise Refused(f"the cell {', '.join(gone)} is not there any more: "
+                      "copy the answer into a fresh student copy")
     for id, texts in parts.items():
         if len(texts) > 1:
             stub = exercises.student_copy(exercise).solution()[id].strip()
             parts[id] = [text for text in texts if text.strip() != stub] or texts[:1]
-    if sum(map(len,
-               sum(parts.values(),
-                   []))) > CODE: raise Refused(f"the solution is longer than {CODE:,} characters")
-    return {id: "\n".join(texts) for id, texts in parts.items()}
+    code = {id: "\n".join(texts) for id, texts in parts.items()}
+    if sum(map(len, code.values())) > CODE: raise Refused(f"the solution is longer than {CODE:,} characters")
+    return code
 
 
 def _shown(text, room=300):
-    "A text of anybody's in one line that any terminal and any spreadsheet can show; none takes it for a formula."
+    "Anybody's text in one line that any terminal can show, and that no spreadsheet takes for a formula."
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:room]
     return re.sub(r"(^|;)( *)([=+\-@\uff1d\uff0b\uff0d\uff20])", r"\1\2'\3", text)
 
@@ -314,12 +318,12 @@ def _names(folders):
     return names
 
 
-def _astray(student, known):
+def _astray(home, known):
     "Notebooks that lie where none is looked for, a few folders deep: a student would get no mark for them."
-    waiting, seen, found = [student], 0, []
+    waiting, seen, found = [home], 0, []
     while waiting:
         for entry in os.scandir(waiting.pop()):
-            parts = Path(entry.path).relative_to(student).parts
+            parts = Path(entry.path).relative_to(home).parts
             seen += 1
             if seen > ENTRIES: return found
             if entry.is_dir(follow_symlinks=False) and parts[-1] != ".ipynb_checkpoints":
@@ -338,52 +342,49 @@ def _handed_in(folder, asked, say):
             continue
         for lost in _astray(path, {e.name for e in asked}):
             lost = _shown(os.fsencode(lost).decode("utf-8", "replace"))
-            say(f"NOT GRADED: {name}/{lost} lies in no folder of an exercise; it should be "
-                f"STUDENT/EXERCISE/EXERCISE.ipynb, "
-                "as in ada/05a_distance/05a_distance.ipynb")
+            say(f"NOT GRADED: {name}/{lost} lies in no folder of an exercise; it should be {PLACE}")
         for exercise in asked:
             if not os.path.lexists(path/exercise.name): continue
-            try: yield name, exercise, read_solution(exercise, path/exercise.name/f"{exercise.name}.ipynb",
-                path), ""
+            notebook = path/exercise.name/f"{exercise.name}.ipynb"
+            try: yield name, exercise, read_solution(exercise, notebook, path), ""
             except Refused as e: yield name, exercise, None, str(e)
 
 
 # ---------------------------------------------------------------- marks
 
-def grade_folder(folder, out=None, seed=None, say=print, nursery=None, **limits):
-    "Grade FOLDER/STUDENT/EXERCISE/EXERCISE.ipynb, print a table, and write one line per student and exercise to a csv."
+def grade_folder(folder, nursery, out=None, seed=None, say=print, **limits):
+    "Grade all submissions, print a table, and write one line per student and exercise to a csv."
     folder, lines = Path(folder), []
     out = Path(out or folder/"marks.csv")
-    while out.is_dir(): out = out.with_name(f"{out.stem}-2.csv") # a student may be called marks.csv
     seed = secrets.randbelow(2**31) if seed is None else seed
     handed = list(_handed_in(folder, exercises.sources(), say))
     wide = max((len(name) for name, *_ in handed), default=0)
     try:
-        with contextlib.nullcontext(nursery) if nursery else Nursery() as nursery:
-            for name, exercise, solution, why in handed:
-                wrong = dict.fromkeys(exercise.tests(), why)
-                if not why: wrong, _ = graded(nursery, exercise, solution, seed, **limits)
-                got, why = points(exercise, wrong), _shown("; ".join(dict.fromkeys(filter(None,
-                    wrong.values()))), 1000)
-                lines.append(dict(student=name, exercise=exercise.name, points=got, of=exercise.points,
-                                  reasons=why))
-                say(f"{name:<{wide}}  {exercise.name:<14} {got:g} of {exercise.points:g}  "
-                    f"{why if len(why) <= 90 else why[:88] + ' …'}".rstrip())
-    finally: _write(lines, out)
-    if lines: say("\n" + "\n".join(table(lines)) + "\n")
-    else: say(f"nothing to grade: {folder} should hold STUDENT/EXERCISE/EXERCISE.ipynb, "
-              "as in ada/05a_distance/05a_distance.ipynb")
-    say(f"{len(lines)} marks in {out}, seed {seed}")
+        for name, exercise, solution, why in handed:
+            wrong = dict.fromkeys(exercise.tests(), why)
+            if not why: wrong, _ = graded(nursery, exercise, solution, seed, **limits)
+            why = "; ".join(dict.fromkeys(_shown(reason) for reason in wrong.values() if reason))
+            got, full = points(exercise, wrong), exercise.points
+            lines.append(dict(student=name, exercise=exercise.name, points=got, of=full, reasons=why))
+            short = why if len(why) <= 90 else why[:88] + " …"
+            say(f"{name:<{wide}}  {exercise.name:<14} {got:g} of {full:g}  {short}".rstrip())
+    finally:
+        if lines: say("\n" + "\n".join(table(lines)) + "\n")
+        else: say(f"nothing to grade: {folder} should hold {PLACE}")
+        say(f"{len(lines)} marks in {_write(lines, out)}, seed {seed}")
     return lines
 
 
-def _write(lines, out): # A new file in place of what is there, so that a link there leads nowhere
+def _write(lines, out):
+    "Into a new file in place of what is there; where that is a folder (of a student), under another name."
+    while out.is_dir(): out = out.with_name(f"{out.stem}-2.csv")
     with tempfile.NamedTemporaryFile("w", newline="", encoding="utf-8", dir=out.parent, delete=False) as f:
         writer = csv.DictWriter(f, ["student", "exercise", "points", "of", "reasons"])
         writer.writeheader()
         writer.writerows(lines)
     os.chmod(f.name, 0o644)
     os.replace(f.name, out)
+    return out
 
 
 def table(lines):
@@ -392,9 +393,8 @@ def table(lines):
     points = {(m["student"], m["exercise"]): m["points"] for m in lines}
     full = {m["exercise"]: m["of"] for m in lines}
     wide = max(7, *map(len, students))
-    row = lambda name, values, total: f"{name:<{wide}}  " + " ".join(f"{v:>4}"
-        for v in values) + f"  {total:>6}"
-    total = lambda student: sum(p for (who, _), p in points.items() if who == student)
+    row = lambda name, cells, sum_: f"{name:<{wide}}  {' '.join(f'{v:>4}' for v in cells)}  {sum_:>6}"
+    total = lambda name: sum(p for (who, _), p in points.items() if who == name)
     yield row("", [n.split("_")[0] for n in names], "total")
     for s in students:
         yield row(s, [f"{points[s, n]:g}" if (s, n) in points else "." for n in names], f"{total(s):g}")

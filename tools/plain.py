@@ -1,9 +1,10 @@
 """Plain values as JSON: all that crosses the wall between a grader and a student's code. Nothing is pickled.
 
-None, truth values, numbers and text stand for themselves; lists, tuples, dicts, bytes, arrays, tensors, NumPy's numbers
-and data frames are lists that begin with their kind, with dtype, shape and raw bytes where there are numbers. `unpack`
-makes new objects of exactly these types or raises ValueError, whatever it is given: nothing that it returns has code of
-its own. Only a grader sends more, and only to a student: a mall, a batch, a model, and functions to call back.
+None, truth values, numbers and text stand for themselves; lists, tuples, dicts, arrays, tensors, NumPy's
+numbers and data frames are lists that begin with their kind, with dtype, shape and raw bytes where there are
+numbers. `unpack` makes new objects of exactly these types or raises an Exception, whatever it is given:
+nothing that it returns has code of its own. Only a grader sends more, and only to a student: malls, batches,
+models, functions to call back.
 """
 import base64
 import builtins
@@ -18,7 +19,6 @@ import torch
 
 NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
            "float16", "float32", "float64")
-TENSORS = (*NUMBERS, "bfloat16")
 ITEMS = 2**22 # numbers in an array; and rows of an array without numbers
 
 
@@ -40,62 +40,54 @@ def _column(x): # A column or an index of a frame
 def pack(x, calls=None):
     """A value as a tree for JSON. Raises TypeError for what is not plain.
 
-    A grader passes the list `calls`: functions are added to it and sent as numbers, and objects of the course are sent.
+    A grader passes a list `calls`: functions are added to it and sent as numbers, objects of the course too.
     """
     inner = lambda v: pack(v, calls)
     if x is None or type(x) in (bool, int, float, str): return x
     if isinstance(x, str): return str(x)
     if isinstance(x, Remote): return x.tree
     if isinstance(x, dict): return ["dict", [[inner(k), inner(v)] for k, v in x.items()]]
-    if isinstance(x, (list, tuple)) and not dataclasses.is_dataclass(x):
-        return ["list" if isinstance(x, list) else "tuple", [inner(v) for v in x]]
-    if isinstance(x, (bytes, bytearray)): return ["bytes", base64.b64encode(x).decode()]
+    if isinstance(x, list): return ["list", [inner(v) for v in x]]
+    if isinstance(x, tuple): return ["tuple", [inner(v) for v in x]]
     if isinstance(x, torch.Tensor):
-        x = x.detach().cpu().contiguous()
-        name = str(x.dtype).removeprefix("torch.")
-        if name in TENSORS:
-            return ["tensor", name, list(x.shape),
-                    _raw((x.view(torch.int16) if name == "bfloat16" else x).numpy())]
+        x = x.detach().cpu()
+        return ["tensor", pack((x.float() if x.dtype == torch.bfloat16 else x).numpy())]
     if isinstance(x, np.ndarray):
         if x.dtype.name in NUMBERS: return ["array", x.dtype.name, list(x.shape), _raw(x)]
-        return ["objects", list(x.shape), [inner(v) for v in x.ravel().tolist()]]
+        return inner(x.tolist())
     if isinstance(x, np.generic) and x.dtype.name in NUMBERS: return ["number", x.dtype.name, _raw(x)]
-    if isinstance(x, pd.Series): return ["series", inner(x.name), _column(x), _column(x.index)]
+    if isinstance(x, pd.Series): return inner(x.to_numpy())
     if isinstance(x, pd.DataFrame) and x.columns.nlevels == x.index.nlevels == 1:
         return ["frame", [[inner(name), _column(x[name])] for name in x], _column(x.index)]
-    if calls is not None: return _objects(x, inner, calls)
-    raise TypeError(f"it gave back something of type {type(x).__name__}; numbers, text, lists, arrays, "
-                    f"tensors and frames "
-                    "can be judged")
+    if calls is not None: return _object(x, inner, calls)
+    raise TypeError(f"it gave back something of type {type(x).__name__}; "
+                    "numbers, text, lists, arrays, tensors and frames can be judged")
 
 
-def _objects(x, inner, calls): # What only a grader sends
-    where = type(x).__module__, type(x).__name__
-    if dataclasses.is_dataclass(x): return ["data", *where,
-        [[f.name, inner(getattr(x, f.name))] for f in dataclasses.fields(x)]]
-    if where[1] == "Batch": return ["batch", inner(x.rows), inner(x.tables)]
+def _object(x, inner, calls): # What only a grader sends
+    kind = type(x).__module__, type(x).__name__
+    if dataclasses.is_dataclass(x):
+        return ["data", *kind, inner({f.name: getattr(x, f.name) for f in dataclasses.fields(x)})]
+    if kind[1] == "Batch": return ["data", *kind, inner(dict(rows=x.rows, tables=x.tables))]
     if isinstance(x, torch.nn.Module):
-        return ["model", *where, *map(inner, (x.spec, x.get_params(), dict(x.state_dict()))), x.training]
+        parts = dict(spec=x.spec, **x.get_params()), dict(x.state_dict())
+        return ["model", *kind, *map(inner, parts), x.training]
     calls.append(x)
     return ["call", len(calls) - 1, x.__name__]
 
 
-def _size(shape): # Number of entries
-    if len(shape) > 16 or any(type(n) is not int or n < 0 for n in shape): raise ValueError("no such shape")
-    if math.prod(max(n, 1) for n in shape) > ITEMS: raise ValueError("too large")
-    return math.prod(shape)
+def _numbers(dtype, shape, text): # A new array of numbers, with every size as announced
+    if dtype not in NUMBERS or len(shape) > 16 or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError("no such array")
+    if math.prod(max(n, 1) for n in shape) > ITEMS: raise ValueError("too many numbers")
+    data, stored = base64.b64decode(text, validate=True), "uint8" if dtype == "bool" else dtype
+    x = np.frombuffer(data, dtype=stored).astype(dtype) # a copy
+    if len(x) != math.prod(shape): raise ValueError("other numbers than announced")
+    if dtype == "bool" and max(data, default=0) > 1: raise ValueError("no truth values")
+    return x.reshape(shape)
 
 
-def _numbers(dtype, shape, text): # A new array of numbers, with every size as it was announced
-    if dtype not in TENSORS: raise ValueError("no such array")
-    kind = np.dtype({"bool": "uint8", "bfloat16": "int16"}.get(dtype, dtype))
-    x = np.frombuffer(base64.b64decode(text, validate=True), dtype=kind).copy()
-    if len(x) != _size(shape) or dtype == "bool" and (x > 1).any(): raise ValueError("other numbers than "
-                                                                                     "announced")
-    return x.astype(bool).reshape(shape) if dtype == "bool" else x.reshape(shape)
-
-
-def _labels(tree): # Of a frame: a column's values
+def _labels(tree): # Of a frame: the values of a column
     if tree[0] == "array": return unpack(tree)
     kind, name, values = tree
     if kind != "text" or name not in ("str", "object"): raise ValueError("no such column")
@@ -104,42 +96,30 @@ def _labels(tree): # Of a frame: a column's values
 
 def _index(tree):
     labels = _labels(tree)
-    plain = isinstance(labels,
-                       np.ndarray) and labels.dtype == np.int64 and (labels == np.arange(len(labels))).all()
+    plain = getattr(labels, "dtype", None) == np.int64 and (labels == np.arange(len(labels))).all()
     return pd.RangeIndex(len(labels)) if plain else pd.Index(labels)
 
 
 def _built(kind, rest, ask): # What only a grader sends
-    inner = lambda tree: unpack(tree, ask)
     if kind == "call": return Remote([kind, *rest], ask)
-    if kind == "batch": return importlib.import_module("multiscene_rec.data").Batch(*map(inner, rest))
-    module, name, *rest = rest
-    made = getattr(importlib.import_module(module), name)
-    if kind == "data": return made(**{key: inner(tree) for key, tree in rest[0]})
-    spec, params, state = map(inner, rest[:3])
-    model = made(spec, **params).to(next(iter(state.values())).dtype)
-    model.load_state_dict(state)
-    return model.train(rest[3])
+    made = getattr(importlib.import_module(rest[0]), rest[1])(**unpack(rest[2], ask))
+    if kind == "model":
+        state = unpack(rest[3])
+        made = made.to(next(iter(state.values())).dtype).train(rest[4])
+        made.load_state_dict(state)
+    return made
 
 
 def unpack(tree, ask=None):
-    "The value of a tree. Raises ValueError or another Exception for what is none; `ask` lets in what a grader sends."
+    "The value of a tree; an Exception where there is none. `ask` lets in what only a grader sends."
     if tree is None or type(tree) in (bool, int, float, str): return tree
     kind, *rest = tree
     if kind == "list": return [unpack(v, ask) for v in rest[0]]
     if kind == "tuple": return tuple(unpack(v, ask) for v in rest[0])
     if kind == "dict": return {unpack(k): unpack(v, ask) for k, v in rest[0]}
-    if kind == "bytes": return base64.b64decode(rest[0], validate=True)
-    if kind == "tensor":
-        x = torch.from_numpy(_numbers(*rest))
-        return x.view(torch.bfloat16) if rest[0] == "bfloat16" else x
-    if kind in ("array", "number") and rest[0] in NUMBERS:
-        return _numbers(*rest) if kind == "array" else _numbers(rest[0], [1], rest[1])[0]
-    if kind == "objects":
-        x = np.empty(_size(rest[0]), dtype=object)
-        x[:] = [unpack(v) for v in rest[1]]
-        return x.reshape(rest[0])
-    if kind == "series": return pd.Series(_labels(rest[1]), index=_index(rest[2]), name=unpack(rest[0]))
+    if kind == "tensor": return torch.from_numpy(_numbers(*rest[0][1:]))
+    if kind == "array": return _numbers(*rest)
+    if kind == "number": return _numbers(rest[0], [1], rest[1])[0]
     if kind == "frame": return pd.DataFrame({unpack(k): _labels(v) for k, v in rest[0]},
         index=_index(rest[1]))
     if ask is None: raise ValueError(f"no such kind: {kind!r}")
@@ -151,15 +131,15 @@ def told(e):
     try: text = str(e)
     except BaseException: text = "an error that cannot be shown"
     if isinstance(e, SyntaxError) and (e.text or "").lstrip().startswith(("%", "!")):
-        return ["Wrong"], f"line {e.lineno} is a command to Jupyter, {e.text.strip()!r}: a solution is plain Python"
+        text = f"line {e.lineno} is a command to Jupyter, {e.text.strip()!r}: a solution is plain Python"
+        return ["Wrong"], text
     return [kind.__name__ for kind in type(e).__mro__], text[:2000]
 
 
 def error(names, text):
     "An exception again: of a new class with the first name, under the first built-in one among the names."
     if not all(type(name) is str for name in names) or type(text) is not str: raise ValueError("no exception")
-    bases = [getattr(builtins, name, None) for name in names[:100]]
-    for base in (*bases, Exception):
+    for base in (*(getattr(builtins, name, None) for name in names[:100]), Exception):
         if not (isinstance(base, type) and issubclass(base, Exception)): continue
         if issubclass(base, (StopIteration, StopAsyncIteration)): continue # a loop would take it for its end
         try: return type(names[0][:50], (base,), {"__str__": lambda self: text})(text)

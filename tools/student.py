@@ -2,10 +2,10 @@
 
     python -m tools.student          started by tools.grade, with a socket as standard input
 
-It has loaded the course and nothing of the exercises: no solution, no seed, no hidden check. For each submission it
-makes a copy of itself by a fork, with limits; the copy is sent the setup of the exercise and the student's cells,
-and then one call after the other. Whatever the code does, it does to that copy, and all that it started is ended
-before the next one.
+It has loaded the course and nothing of the exercises: no solution, no seed, no hidden check. For each
+submission it makes a copy of itself by a fork, with limits; the copy is sent the setup of the exercise and
+the student's cells, and then one call after the other. Whatever the code does, it does to that copy, and all
+that it started is ended before the next one.
 """
 import contextlib
 import ctypes
@@ -107,12 +107,13 @@ def _children(): # Of this process, those that a dead child has left behind amon
     return [int(pid) for pids in found for pid in pids]
 
 
-def _end(child):
-    "End the copy and all that it started. Without /proc (macOS) what has left its session stays."
+def end_children(*known):
+    "End all children of this process. Without /proc (macOS) these are the known ones and their sessions."
     for _ in range(500):
-        for pid in {child, *_children()}:
+        for pid in {*known, *_children()}:
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(OSError): kill(pid, signal.SIGKILL)
+        known = ()
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]: pass
             time.sleep(.002)
@@ -150,7 +151,7 @@ def main():
         if not child: _one(control, *files, json.loads(data))
         for file in files: os.close(file)
         control.recv(1)
-        _end(child)
+        end_children(child)
         with contextlib.suppress(OSError): control.sendall(b"+")
 
 

@@ -1,6 +1,6 @@
 """Is every part of a solution looked at? Its mutants, each with one thing changed, and marks of trusted code.
 
-`marks` grades in this process, for speed, by the same messages that otherwise cross the wall; only for code of our own.
+`marks` grades in this process, for speed, by the messages that otherwise cross the wall: for code of our own.
 """
 import ast
 import contextlib
