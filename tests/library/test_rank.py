@@ -168,7 +168,7 @@ def test_errors_of_mmr_and_list_value(function):
 
 BAD_LISTS = [([], "not empty"), ([[0]], "one axis"), ([0.], "whole positions"),
              ([0, 2], "positions 0 to 2 for 2 items"),
-             ([-1], "positions -1 to -1"), ([1, 1], "stands in the list twice")]
+             ([-1], "positions -1 to -1"), ([1, 1], "appears in the list twice")]
 
 
 @pytest.mark.parametrize("pick, says", BAD_LISTS)
