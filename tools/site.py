@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -56,6 +57,22 @@ class OneLink(Processor):
         if cell.cell_type == "markdown":
             inner = r"\[([^\[\]]*)\[(`[^`]+`)\]\([^()\s]*\)([^\[\]]*)\]\("
             cell.source = re.sub(inner, r"[\1\2\3](", cell.source)
+
+
+class ShowOnce(Processor):
+    """Show what a lesson exports once, as it is written: nbdev would show its signature and docstring above it.
+
+    The heading stays, which the page of the library links to, and the link to the source.
+    """
+    def end(self):
+        "Shorten the documentation above each shown source, and open the source."
+        for above, cell in pairwise(self.nb.cells):
+            shown = re.search(r"^show_doc\((\w+)\)$", above.source, flags=re.MULTILINE)
+            if not (shown and re.search(rf"^(class|def) {shown[1]}\b", cell.source, flags=re.MULTILINE)): continue
+            cell.source = re.sub(r"^#\| code-(fold|summary):.*\n", "", cell.source, flags=re.MULTILINE)
+            for out in above.outputs:
+                if text := "".join(out.get("data", {}).get("text/markdown", "")):
+                    out["data"]["text/markdown"] = text.partition("\n```python")[0] + "\n"
 
 
 class Links(Processor):

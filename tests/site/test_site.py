@@ -457,6 +457,16 @@ def test_the_margin_of_a_notebook_leads_to_colab_binder_source_and_issues(pages)
         assert not any("colab.research" in to for _, to, *_ in links(page))
 
 
+def test_what_a_lesson_exports_is_shown_once(pages):
+    "A heading and a link to the source, then the source itself: no signature above it, nothing folded."
+    page = next(page for page in pages if page.name == "05_fusion.ipynb")
+    shown = [cell for cell in page.cells if re.search(r"^class MeanFusion\b", cell["source"], flags=re.M)]
+    documented = [out["data"]["text/markdown"] for cell in page.cells for out in cell.get("outputs", ())
+                  if "### MeanFusion\n" in out.get("data", {}).get("text/markdown", "")]
+    assert len(shown) == len(documented) == 1 and "code-fold" not in shown[0]["source"]
+    assert "[source](" in documented[0] and "def MeanFusion" not in documented[0]
+
+
 def test_the_sidebar_names_every_page(pages, proc):
     none(bad_settings(yaml.safe_load(site.QUARTO.read_text(encoding="utf-8")), [page.name for page in pages],
                       proc))
