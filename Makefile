@@ -63,9 +63,9 @@ slides: $(VENV)/.ready ## a lecture per lesson in _slides/, by reveal.js, withou
 exercises: $(VENV)/.ready ## student copies of all exercises in exercises/release/
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m tools.exercises build
 
-grade: $(VENV)/.ready ## marks of SUBMISSIONS=folder (folder/student/assignment/exercise.ipynb) as folder/marks.csv
+grade: $(VENV)/.ready ## marks of SUBMISSIONS=folder (folder/student/exercise/exercise.ipynb) as folder/marks.csv
 	@[ -n "$(SUBMISSIONS)" ] || { echo "Say which folder: make grade SUBMISSIONS=exercises/submitted"; exit 1; }
-	@$(ONE_THREAD) $(BIN)/python -m tools.exercises grade "$(SUBMISSIONS)"
+	@$(ONE_THREAD) $(BIN)/python -m tools.exercises grade "$(SUBMISSIONS)" $(ARGS)
 
 export: $(VENV)/.ready ## after an edit in nbs/: modules, clean notebooks, made pages, README.md, sidebar
 	@$(BIN)/python -m tools.export

@@ -138,6 +138,14 @@ def build(names=(), say=print, folder=FOLDER):
         say(f"exercises/release/{exercise.name}: {exercise.points:g} points")
 
 
+def _user(name): # (uid, gid)
+    if name is None: return None
+    import pwd
+    if os.getuid(): sys.exit(f"only root can run code as another user; leave --user {name} away")
+    try: return pwd.getpwnam(name)[2:4]
+    except KeyError: sys.exit(f"there is no user {name!r} on this machine")
+
+
 def main():
     "The command line."
     whole = argparse.RawDescriptionHelpFormatter
@@ -151,6 +159,7 @@ def main():
     grade.add_argument("--seed", type=int,
                        help="of the hidden checks; default: MULTISCENE_GRADE_SEED, else drawn, and printed")
     grade.add_argument("--seconds", type=int, default=60, help="for one notebook")
+    grade.add_argument("--user", help="who runs the students' code, such as nobody; root alone can say so")
     args = parser.parse_args()
     if args.what == "build": build(args.names)
     elif args.what == "list":
@@ -162,7 +171,7 @@ def main():
             sys.exit(f"MULTISCENE_GRADE_SEED should be a whole number, not {seed!r}")
         from tools import grade
         seed = int(seed) if args.seed is None and seed else args.seed
-        with grade.Nursery(alone=True) as nursery:
+        with grade.Nursery(_user(args.user), alone=True) as nursery:
             grade.grade_folder(args.folder, nursery, args.out, seed, seconds=args.seconds)
 
 

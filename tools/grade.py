@@ -119,10 +119,11 @@ def _reason(e):
 class Nursery:
     """The process that the students' processes are copies of; a new one is started where it does not answer.
 
-    `alone` says that this process has no children of its own beside it. Then what outlives it is ended too.
+    `user` is (uid, gid) of another user for the students' processes, which only root can ask for. `alone` says
+    that this process has no other children: then what outlives this one is ended too.
     """
-    def __init__(self, alone=False):
-        self.process, self.alone = None, alone
+    def __init__(self, user=None, alone=False):
+        self.process, self.user, self.alone = None, user, alone
         if alone: student.shield((student.SUBREAPER, 1), (student.DUMPABLE, 0))
 
     def __enter__(self): return self
@@ -153,7 +154,8 @@ class Nursery:
         with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as place:
             ours, theirs = socket.socketpair()
             said, speak = os.pipe()
-            request = json.dumps(dict(place=place, mib=mib)).encode()
+            if self.user: os.chown(place, *self.user)
+            request = json.dumps(dict(place=place, mib=mib, user=self.user)).encode()
             try:
                 socket.send_fds(self.control, [request], [theirs.fileno(), speak])
                 theirs.close(), os.close(speak)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tools import plain
 
-FILE = 2**28 # bytes of a file that a solution may write
+FILE, PROCESSES = 2**28, 256 # bytes of a file that a solution may write, and processes of another user
 SUBREAPER, DUMPABLE = 36, 4 # of prctl
 
 
@@ -74,7 +74,8 @@ def _answers(pipe):
     while True: pipe.sendall(plain.framed(answer(_received(pipe))))
 
 
-def _limits(mib, printed):
+def _limits(printed, mib, user, place):
+    os.chdir(place)
     os.setsid()
     shield((DUMPABLE, 1))
     os.environ["MPLBACKEND"] = "Agg" # no windows
@@ -90,14 +91,17 @@ def _limits(mib, printed):
         resource.setrlimit(resource.RLIMIT_AS, (used + mib*2**20,)*2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if user:
+        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
+        os.environ["HOME"] = place
+        os.setgroups([]), os.setgid(user[1]), os.setuid(user[0])
 
 
 def _one(control, pipe, printed, request):
     "The copy: limits, then answers, then nothing more."
     try:
         control.close()
-        os.chdir(request["place"])
-        _limits(request["mib"], printed)
+        _limits(printed, **request)
         with socket.socket(fileno=pipe) as pipe: _answers(pipe)
     finally: os._exit(0)
 

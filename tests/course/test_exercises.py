@@ -338,6 +338,27 @@ def test_accidents_beside_a_right_answer_cost_nothing(code, says, nursery, monke
     assert not children.exists() or children.read_text() == "", "a process has stayed"
 
 
+@pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="only root can run code as another user")
+def test_another_user_can_neither_read_solutions_nor_kill_the_grader(tmp_path):
+    secret = tmp_path/"solution"
+    secret.write_text("the solution")
+    for path in (secret, *list(secret.parents)[:-2]): path.chmod(path.stat().st_mode & 0o700)
+    code = f"""
+def attempt(f, *args):
+    try: f(*args)
+    except PermissionError: print("refused")
+import os
+attempt(open, {str(secret)!r})
+attempt(os.listdir, {str(tmp_path)!r})
+attempt(os.kill, os.getppid(), 9)
+attempt(os.kill, {os.getpid()}, 9 if os.getuid() else 0)
+attempt(open, {str(ROOT/"exercises"/"check.py")!r}, "a")
+open("mine", "w").write("here I may")"""
+    with grade.Nursery(user=(65534, 65534)) as nursery:
+        solution = SAMPLE.solution()["05a-solution-1"]
+        assert walled(nursery, SAMPLE, solution + code) == (SAMPLE.points, [], "refused\n"*5)
+
+
 def test_points_earned_before_a_loop_stay(nursery):
     code = OTHER.solution()["01a-solution-1"].split("def pairwise_bound(")[0]
     got, reasons, _ = walled(nursery, OTHER, f"{code}def pairwise_bound(x):\n    while True: pass", seconds=2)
