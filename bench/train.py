@@ -57,9 +57,9 @@ def path(events, device, batch_size=4096):
 @contextlib.contextmanager
 def unchecked():
     "The model without its checks of what it is given."
-    with patch.object(models, "_check_batch", lambda *a: None), patch.object(fusion, "_check_inputs",
-        lambda *a: None), \
-         patch.object(FieldEmbedding, "check", lambda self, fields: fields):
+    with (patch.object(models, "check_batch", lambda *a: None),
+          patch.object(fusion, "_check_inputs", lambda *a: None),
+          patch.object(FieldEmbedding, "check", lambda self, fields: fields)):
         yield
 
 
@@ -99,8 +99,9 @@ def speed(events, device, batch_size, repeats):
 
         def by_hand():
             with unchecked(): return bare_epoch(bare, rows, precision, batch_size)
-        def by_fit(): return fit(made["fit"], rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device, precision=precision,
-                                 compile=compiled, callbacks=BESIDE)
+        def by_fit():
+            return fit(made["fit"], rows, epochs=1, batch_size=batch_size, lr=4e-3, device=device,
+                       precision=precision, compile=compiled, callbacks=BESIDE)
         seconds = in_turn({"fit": by_fit, "bare": by_hand}, repeats, sync)
         middle, low, high = ratio(seconds["bare"], seconds["fit"])
         per = {k: len(rows)/sorted(v)[len(v)//2] for k, v in seconds.items()}
@@ -117,8 +118,7 @@ def bf16_units():
 
 
 def sizes(counts, device):
-    """Each number of rows in a process of its own; the last column is the work of one row, which should
-    not grow."""
+    "Each number of rows in a process of its own; the work per row in the last column should not grow."
     found = []
     for n in counts:
         steps = alone("bench.train", "--rows", n, "--device", device)

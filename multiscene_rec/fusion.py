@@ -42,19 +42,18 @@ def _register(kind, name): # "none" is what a model without a fusion calls it
     old = FUSIONS.get(name, kind)
     taken = old.__module__.startswith("multiscene_rec.") and old.__qualname__ != kind.__qualname__
     if taken or name in ("", "none"):
-        whose = f"belongs to {old.__module__}.{old.__qualname__}" if taken else ("means that there is no "
-                                                                                 "fusion")
-        raise ValueError(f"the name {name!r} {whose}: write class {kind.__name__}(Fusion, name=\"another\")")
+        owner = f"{old.__module__}.{old.__qualname__}"
+        reason = f"belongs to {owner}" if taken else "means that there is no fusion"
+        raise ValueError(f"the name {name!r} {reason}: write class {kind.__name__}(Fusion, name=\"another\")")
     FUSIONS[name] = kind
 
 # %% ../nbs/05_fusion.ipynb #6489b97c
 class Fusion(nn.Module):
     """What every fusion is: one vector per scenario in, one vector out.
 
-    A subclass is made from `(d, n_scenarios, d_query)` and maps `(h, present, query, scenario)` to `(z,
-    alpha)`, with
-    None for alpha where there are no weights. It is known by the name it gives: `class Median(Fusion,
-    name="median")`.
+    A subclass is made from `(d, n_scenarios, d_query)` and maps `(h, present, query, scenario)` to
+    `(z, alpha)`, with None for alpha where there are no weights. It is known by the name it gives:
+    `class Median(Fusion, name="median")`.
 
     Raises: `ValueError` for a size below 1, or a name that is taken.
     """
@@ -73,8 +72,8 @@ class Fusion(nn.Module):
 
 # %% ../nbs/05_fusion.ipynb #25098793
 class WeightedFusion(Fusion):
-    """A weighted sum of the scenarios, projected once; a subclass says what `weights(h, present, query,
-    scenario)` are.
+    """A weighted sum of the scenarios, projected once; a subclass computes the weights, in
+    `weights(h, present, query, scenario)`.
 
     Raises: `ValueError` for a size below 1.
     """
@@ -96,7 +95,7 @@ class WeightedFusion(Fusion):
         present: torch.Tensor, # (B, S) bool: True where the user has a history
         query: torch.Tensor, # (B, d_query) float: the embedded candidate item
         scenario: torch.Tensor, # (B,) int64: the target scenario, 0..S-1
-    ) -> tuple[torch.Tensor, torch.Tensor]: # z: (B, d) fused; alpha: (B, S) weights, all 0 where none can be given
+    ) -> tuple[torch.Tensor, torch.Tensor]: # z: (B, d) fused; alpha: (B, S) weights, all 0 where it is z_0
         """Weigh the scenarios, add them up, project; where no weight can be given, take the learned fallback.
 
         Formula: (5.1) `z = W_v Σ_s α_s h_s`.
@@ -104,7 +103,7 @@ class WeightedFusion(Fusion):
         Raises: `ValueError` naming the axis that does not fit, or (on the CPU) a scenario id outside 0..S-1.
         """
         _check_inputs(h, present, query, scenario, self.d, self.n_scenarios, self.d_query)
-        h = h.masked_fill(~present.unsqueeze(-1), 0) # whatever stood in an absent scenario, NaN too, is gone
+        h = h.masked_fill(~present.unsqueeze(-1), 0) # removes whatever an absent scenario holds, NaN too
         alpha = self.weights(h, present, query, scenario)
         z = self.value((alpha.to(h.dtype).unsqueeze(-1) * h).sum(1))
         known = (alpha != 0).any(1, keepdim=True)
@@ -231,20 +230,19 @@ def score_std(
 def masked_softmax(
     e: torch.Tensor, # (..., S) float: scores, unitless; where absent any value will do, NaN too
     present: torch.Tensor, # (..., S) bool: which scores count
-) -> torch.Tensor: # (..., S) float32, or float64 for float64 scores: rows sum to 1, or are 0 where nothing is present
+) -> torch.Tensor: # (..., S) float32, or float64 as the scores: rows sum to 1, or are 0 if nothing is present
     """Turn scores into weights over what is present; a row with nothing present gets zeros, never NaN.
 
     A present score of inf takes all the weight, or shares it with others like it; one of -inf gets none,
-    unless no
-    other is present.
+    unless no other is present.
 
     Formula: (5.8) `α_s = m_s exp(e_s − M) / Σ_r m_r exp(e_r − M)`.
 
     Raises: `ValueError` if the shapes differ or `present` is not bool.
     """
     if e.shape != present.shape:
-        raise ValueError(
-            f"scores and present need one shape, got {tuple(e.shape)} and {tuple(present.shape)}")
+        raise ValueError(f"scores and present must have the same shape, got {tuple(e.shape)} and "
+                         f"{tuple(present.shape)}")
     if present.dtype != torch.bool:
         raise ValueError(f"present must be bool, got {present.dtype}; use present.bool()")
     dtype = torch.promote_types(e.dtype, torch.float32) # weights of half-precision scores still sum to 1
@@ -293,8 +291,8 @@ class ScenarioAttention(WeightedFusion, name="attention"):
 
         Formula: (5.10) `α = softmax of (W_q [query; E_t]) · (W_k h_s) / √d` over the scenarios present.
         """
-        asked = self.key(self.query(torch.cat([query, self.target(scenario)], 1)))
-        return masked_softmax(scaled_scores(asked, h), present)
+        question = self.key(self.query(torch.cat([query, self.target(scenario)], 1)))
+        return masked_softmax(scaled_scores(question, h), present)
 
 # %% ../nbs/05_fusion.ipynb #8ba4246c
 def fusion_backward(
@@ -347,12 +345,12 @@ def fusion_parameters(
     Raises: `ValueError` for an unknown kind or a size below 1.
     """
     if kind not in ("attention", "mean", "concat", "own"):
-        raise ValueError(f"(5.13) knows attention, mean, concat and own, not {kind!r}: "
-                         "count the parameters of a built one")
+        raise ValueError(f"(5.13) covers attention, mean, concat and own, not {kind!r}: build the fusion and "
+                         "count its parameters")
     _check_sizes(d, n_scenarios, d_query)
     if kind == "concat": return n_scenarios * d**2 + n_scenarios * d + d
-    asked = 2 * d**2 + d * d_query + n_scenarios * d if kind == "attention" else 0
-    return d**2 + d + asked
+    scores = 2 * d**2 + d * d_query + n_scenarios * d if kind == "attention" else 0
+    return d**2 + d + scores
 
 # %% ../nbs/05_fusion.ipynb #58d7fe54
 def fusion_names() -> tuple: # In the order in which they were defined

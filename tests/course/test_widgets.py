@@ -131,7 +131,7 @@ def test_the_threshold_moves_the_point_and_not_the_curve(metrics):
 @pytest.fixture(scope="module")
 def train():
     "The small mall, and an untrained model in the place of the trained one."
-    space = run("09_train", "def prepare(", attention_map=attention_map)
+    space = run("09_train", "small = toy_mall(", attention_map=attention_map)
     set_seed(0)
     model = InterestModel(space["spec"])
     with torch.no_grad(): model.fuse.key.weight *= 8  # weights that differ

@@ -345,7 +345,7 @@ def test_form_errors():
 def test_embedding_construction_errors(sizes, d, std):
     with pytest.raises(ValueError): extractor.FieldEmbedding(sizes, d, std)
     if sizes in ([], [3, 0]):
-        with pytest.raises(ValueError, match="one or more"): extractor.FieldEmbedding(sizes, 2)
+        with pytest.raises(ValueError, match="at least one row"): extractor.FieldEmbedding(sizes, 2)
 
 
 # --- what later notebooks need of both

@@ -55,7 +55,9 @@ def loop_z(fus, h, alpha):
     Wv, z0 = fus.value.weight.tolist(), fus.fallback.weight[0].tolist()
     out = []
     for hs, a in zip(h.tolist(), alpha.tolist()):
-        if not any(a): out.append(z0); continue
+        if not any(a):
+            out.append(z0)
+            continue
         # W_v inside the sum, as in the books
         v = [[sum(w*x for w, x in zip(row, one)) for row in Wv] for one in hs]
         out.append([sum(a[s]*v[s][j] for s in range(len(a))) for j in range(len(z0))])
@@ -186,7 +188,8 @@ def numeric(f, x, eps=1e-6):
     "Central differences of a number with respect to every entry of x."
     out = torch.zeros_like(x)
     for i in range(x.numel()):
-        step = torch.zeros(x.numel(), dtype=x.dtype); step[i] = eps
+        step = torch.zeros(x.numel(), dtype=x.dtype)
+        step[i] = eps
         out.view(-1)[i] = (f(x + step.view_as(x)) - f(x - step.view_as(x))) / (2 * eps)
     return out
 
@@ -318,7 +321,8 @@ def test_one_present_gets_all_and_teaches_no_score():
     att, (h, _, query, scenario) = build("attention"), case()
     for s in range(4):
         att.zero_grad()
-        present = torch.zeros(7, 4).bool(); present[:, s] = True
+        present = torch.zeros(7, 4).bool()
+        present[:, s] = True
         z, alpha = att(h, present, query, scenario)
         assert torch.equal(alpha, present.double())
         torch.testing.assert_close(z, h[:, s] @ att.value.weight.T)
@@ -475,9 +479,11 @@ def test_compiles_in_one_graph(kind):
     compiled = torch.compile(fus, backend="aot_eager", fullgraph=True)
     for n in (16, 9): # the last batch of an epoch is shorter
         part = (h[:n], present[:n], query[:n], scenario[:n])
-        fus.zero_grad(); fus(*part)[0].square().sum().backward()
+        fus.zero_grad()
+        fus(*part)[0].square().sum().backward()
         expected = [p.grad.clone() for p in fus.parameters() if p.grad is not None]
-        fus.zero_grad(); z, _ = compiled(*part)
+        fus.zero_grad()
+        z, _ = compiled(*part)
         torch.testing.assert_close(z, fus(*part)[0])
         z.square().sum().backward()
         for a, b in zip((p.grad for p in fus.parameters() if p.grad is not None), expected):
@@ -624,9 +630,9 @@ def test_errors_of_sizes(kind, sizes, name):
 
 
 def test_errors_of_functions():
-    says = "knows attention, mean, concat and own, not 'sum': count the parameters of a built one"
+    says = "covers attention, mean, concat and own, not 'sum': build the fusion and count its parameters"
     with pytest.raises(ValueError, match=says): fusion.fusion_parameters("sum", 6, 4, 3)
-    with pytest.raises(ValueError, match="need one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 4).bool())
     with pytest.raises(ValueError, match="use present.bool"):
         fusion.masked_softmax(torch.zeros(2, 3), torch.ones(2, 3))
