@@ -175,8 +175,8 @@ def compare(ours, other):
     for c, words in other.words.items(): _same(f"words of {c}", known[c].words_ == tuple(words.to_list()))
     heavy, score = prep.part(preprocess.Numbers).scales_["price"]
     _same("scale", heavy == other.heavy and np.allclose([score.mean_, score.std_], other.scale, rtol=1e-10))
-    _same("rates", np.allclose(prep.part(preprocess.Histories).rate_, [other.rate[s] for s in prep.scenarios_],
-                               rtol=1e-12))
+    rates = [other.rate[s] for s in prep.scenarios_]
+    _same("rates", np.allclose(prep.part(preprocess.Histories).rate_, rates, rtol=1e-12))
     batch, V = ours.batch, len(other.values)
     _same("fields", np.array_equal(batch.fields.numpy(), other.fields))
     _same("dense", np.allclose(batch.dense[:, 0].numpy(), other.dense, rtol=1e-5, atol=1e-6))

@@ -16,7 +16,8 @@ from pyarrow import parquet
 from multiscene_rec import data, logs, preprocess
 
 HEAD = "user_id,item_id,scenario,timestamp,clicked,price\n"
-ROWS = ("1,10,home,1767225600,1,5.5\n2,11,cart,1767225660,0,7\n1,12,home,1767225720,0,\n3,10,cart,1767225780,1,9\n")
+ROWS = ("1,10,home,1767225600,1,5.5\n2,11,cart,1767225660,0,7\n"
+        "1,12,home,1767225720,0,\n3,10,cart,1767225780,1,9\n")
 MALL = data.toy_mall(n_users=60, n_items=30, n_events=1500, seed=2)
 TRAIN, TEST = preprocess.time_split(MALL.events, fractions=(.8, .2))
 
@@ -123,7 +124,8 @@ def test_a_damaged_gz(tmp_path):
     for at in (len(whole)//2, len(whole) - 6):
         refused(tmp_path, "): fetch or write it again", whole[:at] + bytes([whole[at] ^ 255])
                 + whole[at + 1:], "log.csv.gz")
-    refused(tmp_path, "ends in .gz but is not a gzip file; remove .gz from its name", HEAD + ROWS, "log.csv.gz")
+    refused(tmp_path, "ends in .gz but is not a gzip file; remove .gz from its name", HEAD + ROWS,
+            "log.csv.gz")
 
 
 def test_a_gz_with_more_behind_it(tmp_path):
@@ -209,8 +211,8 @@ def test_no_file(tmp_path):
                    remedy="Fetch the file with a browser or a program for that, and name it.")
 def test_what_is_no_path(tmp_path, monkeypatch):
     with pytest.raises(ValueError,
-                       match="'-' is not a file: read_log reads a file ending in .csv, .csv.gz or .parquet, not "
-                             "standard input"):
+                       match="'-' is not a file: read_log reads a file ending in .csv, .csv.gz or .parquet, "
+                             "not standard input"):
         logs.read_log("-")
     for text in ("https://example.org/log.csv", "s3://shop/log.parquet", "file:///tmp/log.csv",
                  "hdfs://x/y.csv.gz", Path("https://example.org/log.csv")):
@@ -429,8 +431,8 @@ def test_another_unit_is_recognised_by_size(tmp_path, unit, name):
     per = PER_SECOND[unit]
     log = timed([t*per for t in TIMES])
     refused(tmp_path,
-            f"column 'timestamp', row 1 below the header: '{TIMES[0]*per}' looks like {name} since 1970; pass "
-            f"time_unit='{unit}', or --time-unit {unit} to the command", log)
+            f"column 'timestamp', row 1 below the header: '{TIMES[0]*per}' looks like {name} since 1970; "
+            f"pass time_unit='{unit}', or --time-unit {unit} to the command", log)
     assert read(tmp_path, log, time_unit=unit).timestamp.tolist() == TIMES
     mixed = [TIMES[0]]*2 + [t*per for t in TIMES]  # the first that is so is named
     refused(tmp_path, f"row 3 below the header: '{TIMES[0]*per}' looks like {name}", timed(mixed))
@@ -588,7 +590,7 @@ def test_one_class(tmp_path):
         preprocess.EventLog(soft, MALL.users)).label.std() > 0
 
 
-@pytest.mark.wrong("fit: column …, row …: no label from 0 to 1; clean the log first", area="your log",
+@pytest.mark.wrong("fit: column …, row … is not a label from 0 to 1; clean the log first", area="your log",
                    cause="A row of the training frame has no answer.",
                    remedy="Run clean, which drops such rows and counts them.")
 def test_rows_without_id_label_or_time_are_dropped_and_counted():
@@ -596,7 +598,7 @@ def test_rows_without_id_label_or_time_are_dropped_and_counted():
         drop=True)
     log.loc[3, "clicked"], log.loc[4, "user_id"], log.loc[5, "timestamp"] = np.nan, pd.NA, pd.NA
     with pytest.raises(ValueError,
-                       match="column 'clicked', row 3: no label from 0 to 1; clean the log first"):
+                       match="column 'clicked', row 3 is not a label from 0 to 1; clean the log first"):
         preprocess.Preprocessor().fit(log, MALL.users, MALL.items)
     tidy, report = preprocess.clean(log)
     assert not {3, 4, 5} & set(tidy.index) and len(tidy) == report.rows_out
@@ -623,7 +625,7 @@ def test_times_in_milliseconds():
 
 
 @pytest.mark.wrong(
-    "…: … … stands twice, in rows … and …; keep one row of each, such as ….drop_duplicates(…, keep='last')",
+    "…: … … appears twice, in rows … and …; keep one row of each, such as ….drop_duplicates(…, keep='last')",
     area="your log",
                    cause="A frame of users or items describes one of them twice.",
     remedy="Keep one row of each id, such as the last.")
@@ -634,7 +636,7 @@ def test_twins_among_users_and_items():
     twice = pd.concat([MALL.items, MALL.items.iloc[[7]]])
     with pytest.raises(ValueError) as e: preprocess.Preprocessor().fit(TRAIN, MALL.users, twice)
     assert str(
-        e.value) == ("items: item_id 7 stands twice, in rows 7 and 30; keep one row of each, such as "
+        e.value) == ("items: item_id 7 appears twice, in rows 7 and 30; keep one row of each, such as "
                      "items.drop_duplicates('item_id', keep='last')")
     kept = preprocess.Preprocessor().fit(TRAIN, MALL.users,
                                          twice.drop_duplicates("item_id", keep="last").sort_values("item_id"))

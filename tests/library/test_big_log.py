@@ -81,7 +81,7 @@ def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
     assert report.rows_in == 200_000 and 199_000 < len(log) == report.rows_out
     # by other means: items seen and clicked before, by running sums of a sorted frame
     past = train.sort_values(["user_id", "timestamp"], kind="stable")
-    late, moment = ["user_id", "scenario"], [past.user_id, past.timestamp]
+    moment = [past.user_id, past.timestamp]
     for s, name in enumerate(prep.spec.scenarios):
         here = (past.scenario == name).astype(int)
         shown = here.groupby(past.user_id).cumsum().groupby(moment).transform("first") - here.groupby(

@@ -29,7 +29,7 @@ LOG = preprocess.EventLog(TRAIN, MALL.users, SCHEMA)
 # name of the record: how to keep another one, how to read it, who writes it, its format, an old format
 OTHER = (*PARTS[:4], preprocess.Vectors("title", MALL.items.item_id, -MALL.item_vectors), PARTS[5])
 KEPT = {"preprocess": (lambda folder: preprocess.Preprocessor(SCHEMA, OTHER).fit(TEST, MALL.users,
-    MALL.items).save(folder), preprocess.Preprocessor.load, "Preprocessor.save", 3, 2),
+    MALL.items).save(folder), preprocess.Preprocessor.load, "Preprocessor.save", 4, 3),
         "log": (lambda folder: preprocess.save_log(preprocess.EventLog(TEST, MALL.users, SCHEMA), folder),
                 preprocess.load_log, "save_log", 1, 0)}
 NAMES = list(KEPT)
@@ -217,6 +217,9 @@ def edit(files, name, *path, to=KeyError):
     return files | {f"{name}.json": sealed(known)}
 
 
+def learned(k): return "parts", k, "about", "learned"
+
+
 @wrong("… is damaged, or is not what … wrote (…): copy it again, or make it anew", area="files",
        cause="The file was edited by hand, or is another file by the same name.",
        remedy="Copy the folder again, or fit and save again.")
@@ -235,25 +238,36 @@ def edit(files, name, *path, to=KeyError):
         "KeyError: 'about'"), ("preprocess", ("items",), [], "no column 'item_id'"),
     ("preprocess", ("items", 0, "name"), "other", "no column 'item_id'"),
     ("preprocess", ("items", 1, "words"), ["a"], "names words that are not there"),
-    ("preprocess", ("items", 1, "words"), [["a"]], "the words of column 'title' of items are no words"),
-    ("preprocess", ("parts", 0, "about", "min_count"), 0,
+    ("preprocess", ("items", 1, "words"), [["a"]], "the words of column 'title' of items are not text"),
+    ("preprocess", ("parts", 0, "about", "params", "min_count"), 0,
      "min_count must be a whole number of 1 or more, got 0"),
-    ("preprocess", ("parts", 0, "about", "min_count"), True, "min_count"),
-    ("preprocess", ("parts", 0, "about", "words", "category", 1), ["a", 1], "not a list of different words"),
-    ("preprocess", ("parts", 0, "about", "words", "item_id", 1), [2**63], "not a list of different words"),
-    ("preprocess", ("parts", 0, "about", "words", "category", 0), "shop", "of 'shop' is unknown"),
-    ("preprocess", ("parts", 1, "about", "price", 3), -1, "the scale of 'price' is not well formed"),
-    ("preprocess", ("parts", 1, "about", "price", 1), 1, "not well formed"),
-    ("preprocess", ("parts", 1, "about", "price", 2), "1", "must be real number"),
-    ("preprocess", ("parts", 1, "about", "price", 3), 10**400, "damaged"),
-    ("preprocess", ("parts", 2, "about", "tasks", 0, "weight"), -1, "weight must be 0 or more"),
-    ("preprocess", ("parts", 3, "about", "rate"), [.1], "rate has no number from 0 to 1 for each scenario"),
-    ("preprocess", ("parts", 3, "about", "rate", 0), 2, "rate has no number"),
-    ("preprocess", ("parts", 3, "about", "rate", 0), 10**400, "OverflowError"),
-    ("preprocess", ("parts", 3, "about", "words"), 1e9, "words must be a whole number"),
-    ("preprocess", ("parts", 4, "about", "name"), "a b", "name must be a word"),
-    ("preprocess", ("parts", 4, "part"), "Numbers", "values to unpack"),
-    ("preprocess", ("parts", 5, "about", "length"), 0, "length must be"),
+    ("preprocess", ("parts", 0, "about", "params", "min_count"), True, "min_count"),
+    ("preprocess", (*learned(0), "words_", "category", "words_"), ["a", 1], "a list of different words"),
+    ("preprocess", (*learned(0), "words_", "item_id", "words_"), [2**63], "a list of different words"),
+    ("preprocess", (*learned(0), "words_", "category", "is"), "Preprocessor", "KeyError: 'Preprocessor'"),
+    ("preprocess", (*learned(0), "words_", "category"), ["a"], "words of categories cannot have been"),
+    ("preprocess", (*learned(0), "of_", "category"), "shop", "of 'shop' is unknown"),
+    ("preprocess", (*learned(0), "of_", "more"), "item", "words of categories cannot have been learned"),
+    ("preprocess", (*learned(0), "transform"), 1, "'transform' is not the name of something learned"),
+    ("preprocess", (*learned(0), "words_"), KeyError, "AttributeError"),
+    ("preprocess", (*learned(1), "scales_", "price", 1, "std_"), -1, "not a finite mean and standard"),
+    ("preprocess", (*learned(1), "scales_", "price", 0), 1, "the scale of 'price' cannot have been learned"),
+    ("preprocess", (*learned(1), "scales_", "price", 1), 1, "the scale of 'price' cannot have been learned"),
+    ("preprocess", (*learned(1), "scales_", "price", 1, "mean_"), "1", "must be real number"),
+    ("preprocess", (*learned(1), "scales_", "price", 1, "std_"), 10**400, "damaged"),
+    ("preprocess", (*learned(1), "scales_"), {}, "scales of numbers cannot have been learned"),
+    ("preprocess", ("parts", 2, "about", "params", "weights"), [-1], "weight must be 0 or more"),
+    ("preprocess", (*learned(2), "names_"), [], "names of labels cannot have been learned"),
+    ("preprocess", (*learned(3), "words_"), [], "words of histories cannot have been learned"),
+    ("preprocess", (*learned(3), "rate_"), [.1], "rate has no number from 0 to 1 for each scenario"),
+    ("preprocess", (*learned(3), "rate_", 0), 2, "rate has no number"),
+    ("preprocess", (*learned(3), "rate_", 0), 10**400, "OverflowError"),
+    ("preprocess", ("parts", 3, "about", "params", "words"), 1e9, "words must be a whole number"),
+    ("preprocess", ("parts", 4, "about", "params", "name"), "a b", "name must be a word"),
+    ("preprocess", ("parts", 4, "about", "params", "ids"), [1, 1], "expected 2, got 15"),
+    ("preprocess", (*learned(4), "rows_"), [1, 1], "rows of 'title' cannot have been learned"),
+    ("preprocess", ("parts", 4, "part"), "Numbers", "takes no arguments"),
+    ("preprocess", ("parts", 5, "about", "params", "length"), 0, "length must be"),
     ("log", ("schema", "time"), "other", "no column 'other'"),
     ("log", ("frames", "events"), [], "no column 'user_id'"), ("log", ("frames", "events", 0, "name"),
         "other", "no column 'user_id'"), ("log", ("frames",), {}, "KeyError: 'events'"),
@@ -308,7 +322,7 @@ def test_a_folder_of_the_version_before_is_refused_by_name(tmp_path):
     (tmp_path/"preprocess.safetensors").write_bytes(b"anything")
     with pytest.raises(ValueError) as e: preprocess.Preprocessor.load(tmp_path)
     assert str(
-        e.value) == (f"{tmp_path/'preprocess.json'} has format 2, this version reads 3: save again with "
+        e.value) == (f"{tmp_path/'preprocess.json'} has format 2, this version reads 4: save again with "
                      "Preprocessor.save")
 
 
@@ -350,9 +364,10 @@ def test_a_file_that_is_missing(saved, name, tmp_path):
 
 def test_damage_needs_no_memory(place, files):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for path in ((0, "about", "min_count"), (3, "about", "words"), (1, "about", "price", 2),
-                 (3, "about", "rate", 0), (5, "about", "length")):
-        load_or_refuse(place, "preprocess", edit(files, "preprocess", "parts", *path, to=10**18))
+    for path in (("parts", 0, "about", "params", "min_count"), ("parts", 3, "about", "params", "words"),
+                 (*learned(1), "scales_", "price", 1, "mean_"), (*learned(3), "rate_", 0),
+                 ("parts", 5, "about", "params", "length")):
+        load_or_refuse(place, "preprocess", edit(files, "preprocess", *path, to=10**18))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 

@@ -3,6 +3,8 @@ import copy
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -728,7 +730,7 @@ def test_preprocessor_errors(tmp_path):
                              "column, or take it out of the schema"):
         fresh().fit(TRAIN, MALL.users)
     with pytest.raises(ValueError,
-                       match="users: user_id 0 stands twice, in rows 0 and 120; keep one row of each"):
+                       match="users: user_id 0 appears twice, in rows 0 and 120; keep one row of each"):
         fresh().fit(TRAIN, pd.concat([MALL.users]*2), MALL.items)
     with pytest.raises(ValueError, match="items: there is no column 'item_id'"):
         fresh().fit(TRAIN, MALL.users, MALL.items.drop(columns="item_id"))
@@ -742,7 +744,7 @@ def test_preprocessor_errors(tmp_path):
                        match="column 'item_id': this vocabulary knows whole numbers, the column holds "
                              "strings"):
         PREP.transform(TEST.assign(item_id=TEST.item_id.astype(str)), LOG)
-    with pytest.raises(ValueError, match="no time in seconds"):
+    with pytest.raises(ValueError, match="is not a time in seconds"):
         PREP.transform(TEST.assign(timestamp=float("nan")), LOG)
     with pytest.raises(ValueError, match="label"): PREP.transform(TEST.assign(clicked=2), LOG)
     for make, name in ((preprocess.Categories, "min_count"), (preprocess.Histories, "min_count"),
@@ -996,11 +998,11 @@ def test_the_table_of_users_of_a_log():
     assert made.to_dict() == last.to_dict()
     assert preprocess.EventLog(mixed,
         MALL.users).users.equals(MALL.users) and "page" not in preprocess.EventLog(mixed).events
-    with pytest.raises(ValueError, match="users: user_id 0 stands twice"):
+    with pytest.raises(ValueError, match="users: user_id 0 appears twice"):
         preprocess.EventLog(MALL.events, pd.concat([MALL.users]*2))
     with pytest.raises(ValueError, match="log: there is no column 'clicked'"):
         preprocess.EventLog(MALL.events.drop(columns="clicked"))
-    with pytest.raises(ValueError, match="no time in seconds"):
+    with pytest.raises(ValueError, match="is not a time in seconds"):
         preprocess.EventLog(MALL.events.assign(timestamp=None))
     made = []
     for _ in range(3): assert LOG.kept("here", lambda: made.append(1) or 7) == 7
@@ -1080,33 +1082,27 @@ def test_parts_are_copied_and_their_order_does_not_matter_for_what_they_bring():
     a, b = one.transform(TEST, LOG), two.transform(TEST, LOG)
     assert parts_of(a).keys() == parts_of(b).keys() and all(x.equal(parts_of(b)[k]) for k,
                                                             x in parts_of(a).items())
-    assert parts[0].words_ == {} and repr(two).startswith(
+    assert not hasattr(parts[0], "words_") and repr(two).startswith(
         "Preprocessor(Sequences, Vectors, Histories, Labels, Numbers, Categories; fitted") and set(
             one.spec.features) == set(two.spec.features)
 
 
 class HourOfDay(preprocess.Part):
     "A part of a user's own, on this page: two numbers of the moment, and a table that it learns."
+    features = preprocess.Feature("hour cos", "number", 1), preprocess.Feature("hour sin", "number", 1)
+
+    def __init__(self, width=3600): self.width = width
+
     def fit(self, train, context):
-        self.count = torch.bincount(torch.tensor(train.timestamp.to_numpy()//3600 % 24), minlength=24)
-        self.features = (preprocess.Feature("hour cos", "number", 1), preprocess.Feature("hour sin", "number",
-            1))
+        hour = torch.tensor(train.timestamp.to_numpy()//self.width % 24)
+        self.count_, self.names_ = torch.bincount(hour, minlength=24), {"of": ["hour", None], "first": 1.5}
         return self
 
     def transform(self, frame, context):
-        hour = torch.tensor(frame[context.schema.time].to_numpy()//3600 % 24)
+        hour = torch.tensor(frame[context.schema.time].to_numpy()//self.width % 24)
         angle = hour*(math.pi/12)
         return {"dense": torch.stack([angle.cos(), angle.sin()], 1).float(),
-                "hour": hour}, {"busy": self.count}
-
-    def state(self): return {}, {"count": self.count}
-
-    @classmethod
-    def from_state(cls, about, tensors):
-        part = cls()
-        part.count, part.features = tensors["count"], (preprocess.Feature("hour cos", "number", 1),
-                                                       preprocess.Feature("hour sin", "number", 1))
-        return part
+                "hour": hour}, {"busy": self.count_}
 
 
 @pytest.mark.wrong("… holds a part …, defined in …, which is not here: import that module first",
@@ -1132,6 +1128,55 @@ def test_a_part_of_ones_own(tmp_path, monkeypatch):
                      "here: import that module first")
     with pytest.raises(NotImplementedError, match="Lazy defines no transform"):
         preprocess.Preprocessor(parts=(type("Lazy", (preprocess.Part,), {})(),)).fit(TRAIN).transform(TRAIN)
+
+
+def test_what_ends_in_an_underscore_is_kept_and_comes_back():
+    class Kept(preprocess.Part):
+        def __init__(self, n=1, pair=(1, 2)): self.n, self.pair = n, pair
+    part = Kept(5, ("a", .5))
+    part.plain_ = {"words": ["a", None, True], "none": {}}
+    part.array_, part.tensor_, part.one_ = np.arange(3.), torch.tensor([1, 2]), np.int64(3)
+    part.mixed_ = np.array(["x", 1], dtype=object)
+    part.scale_, part.words_ = preprocess.MinMax(True).fit([1, 5]), preprocess.Vocabulary(2).fit([3, 3])
+    part.list_ = [preprocess.StandardScore(1., 2.), {"f": preprocess.Feature("x", "number", 1, names=("y",))}]
+    part.temporary, part._hidden_ = object(), object() # nothing learned
+    about, tensors = part.state()
+    again = Kept.from_state(json.loads(json.dumps(about)), tensors)
+    assert (again.n, again.pair, again.one_) == (5, ("a", .5), 3) and not hasattr(again, "temporary")
+    assert again.plain_ == {"words": ("a", None, True), "none": {}} and again.mixed_ == ("x", 1)
+    assert again.tensor_.equal(part.tensor_) and np.array_equal(again.array_, part.array_)
+    assert again.scale_ == part.scale_ and again.words_ == part.words_ and again.list_ == tuple(part.list_)
+    for value in (object(), {1: 2}, {"is": 1}, {"x": [set()]}):
+        part.plain_ = value
+        with pytest.raises(TypeError, match="plain_.* cannot be kept: learn plain data, arrays or tensors"):
+            part.state()
+    class Careless(preprocess.Part):
+        def __init__(self, n): self.m = n
+    with pytest.raises(TypeError, match="Careless.__init__ takes 'n' and does not keep it"):
+        Careless(1).state()
+    assert preprocess.Part().state() == ({"params": {}, "learned": {}}, {})
+
+
+def test_a_part_of_the_package_is_found_in_a_fresh_process_and_modules_may_come_in_any_order(tmp_path):
+    data = f"""
+from multiscene_rec import toy_mall, Preprocessor, Labels
+from multiscene_rec.coupons import VenueHistories
+mall = toy_mall(n_users=20, n_items=9, n_events=200)
+parts = Labels(), VenueHistories()
+Preprocessor(parts=parts).fit(mall.events, mall.users, mall.items).save({str(tmp_path)!r})
+"""
+    load = f"""
+import sys
+from multiscene_rec.parts import Preprocessor
+assert "multiscene_rec.coupons" not in sys.modules and "multiscene_rec.preprocess" not in sys.modules
+print([type(p).__name__ for p in Preprocessor.load({str(tmp_path)!r}).parts])
+from multiscene_rec import preprocess
+assert preprocess.Preprocessor is Preprocessor
+"""
+    def run(code):
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run(data).returncode == 0 and run(load).stdout == "['Labels', 'VenueHistories']\n"
 
 
 def test_vectors():
