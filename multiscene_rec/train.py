@@ -24,7 +24,7 @@ from .core import set_seed
 from .data import Batch
 from .metrics import auc, log_loss, report
 from .model import InterestModel, Recommender
-from .training import Run, plot_map # noqa: F401
+from .training import Run, plot_map  # noqa: F401
 
 # %% ../nbs/09_train.ipynb #039ff955
 def sgd_step(

@@ -333,7 +333,8 @@ def by_task(
     label, prob, tasks = batch.label.cpu().numpy(), prob.numpy(), _tasks_of(model)
     if label.shape != prob.shape or len(tasks) != (1 if label.ndim == 1 else label.shape[1]):
         raise ValueError(f"the model returned shape {prob.shape} for labels of shape {label.shape} "
-                         f"and tasks {', '.join(t.name for t in tasks)}: one column per task")
+                         f"and tasks {', '.join(t.name for t in tasks)}: expected one column per task, and a "
+                         "single axis for a single task")
     if label.ndim == 1: return [(tasks[0], label, prob)]
     return list(zip(tasks, label.T, prob.T))
 
