@@ -45,6 +45,7 @@ _MODULES = {
               "FiniteCheck"),
     "rank": ("top_k", "mmr"),
     "coupons": (),
+    "commands": (),
     "cli": (),
     "storage": (),
     "checks": (),
@@ -84,10 +85,10 @@ def __dir__():
 
 # for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
 if TYPE_CHECKING:
-    from . import (arrays, article, batch, checkpoints, checks, cleaning, cli, columns, contract, core,
-                   coupons, data, events, extractor, features, fusion, logs, mall_parts, metrics, model,
-                   parts, predictor, preprocess, rank, runs, schema, serving, storage, train, training,
-                   trials)
+    from . import (arrays, article, batch, checkpoints, checks, cleaning, cli, columns, commands,
+                   contract, core, coupons, data, events, extractor, features, fusion, inspection,
+                   interest, logs, mall_parts, metrics, model, parts, predictor, preprocess, rank,
+                   recommender, runs, schema, serving, storage, train, training, trials)
     from .article import (build_feature_extractor, build_interest_predictor, build_scenario_fuser,
                           predict_interests, preprocess_data, train_model)
     from .batch import Batch
@@ -104,11 +105,12 @@ if TYPE_CHECKING:
     from .metrics import (accuracy, auc, bootstrap_interval, catalogue_coverage, gauc, hit_rate_at_k,
                           intra_list_diversity, log_loss, mrr, ndcg_at_k, novelty, precision_at_k,
                           recall_at_k, report, user_coverage)
-    from .model import Explanation, InterestModel, Recommender
+    from .model import InterestModel
     from .parts import Categories, Histories, Labels, Numbers, Part, Preprocessor, Sequences, Vectors
     from .predictor import InterestPredictor, bce_with_logits, calibration_table, observable_ceiling
     from .preprocess import MinMax, StandardScore, Vocabulary, group_split, time_split
     from .rank import mmr, top_k
+    from .recommender import Explanation, Recommender
     from .schema import Schema
     from .serving import Catalogue, recommend
     from .train import (Callback, Checkpoint, FiniteCheck, KeepBest, Progress, TrainingLog, compare,

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .batch import Batch, with_parts
 from .checks import ends_in_sigmoid
 from .core import require, set_seed
-from .data import Batch, with_parts
-from .model import Recommender, _needs, model_class
 from .preprocess import Spec
+from .recommender import Recommender, model_class, user_modules
 from .storage import write_record
 from .train import Checkpoint, FiniteCheck, KeepBest, fit
 
@@ -235,8 +235,8 @@ def _is_the_same_when_loaded_in_a_fresh_process(s):
         write_record(folder, "expected", dict(format=1), {"scores": expected})
         env = os.environ | {"PYTHONPATH":
                             os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])}
-        done = subprocess.run([sys.executable, "-c", _FRESH, folder, s.kind.__module__, file, *_needs(model)],
-                              env=env, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-c", _FRESH, folder, s.kind.__module__, file, *user_modules(model)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     _assert(done.returncode == 0,
             f"a fresh process could not load it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 

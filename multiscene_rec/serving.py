@@ -202,8 +202,7 @@ _PARTED = (MeanFusion, OwnScenario, ConcatFusion, ScenarioAttention, BesideOwn) 
 
 def _parts(model, prep): # whether (10.7) holds: our forward pass, and each column in its own table
     schema, fuse = prep.schema, getattr(model, "fuse", None)
-    own = [name for name in vars(InterestModel) if name.startswith("_") and not name.startswith("__")]
-    for name in ("forward", "explain", "item_vectors", *own):
+    for name in ("forward", "logits_and_weights", "explain", "item_vectors"):
         if getattr(type(model), name) is not getattr(InterestModel, name): return False
     if {type(head) for head in model.predictors} != {InterestPredictor}: return False
     if fuse is not None and type(fuse) not in _PARTED: return False

@@ -10,8 +10,9 @@ from multiscene_rec import contract
 from multiscene_rec.data import toy_mall
 from multiscene_rec.extractor import FieldEmbedding
 from multiscene_rec.fusion import FUSIONS as ALL
-from multiscene_rec.model import _MODELS, InterestModel, Recommender
+from multiscene_rec.model import InterestModel, Recommender
 from multiscene_rec.preprocess import EventLog, Preprocessor
+from multiscene_rec.recommender import _MODELS
 
 FUSIONS = ("none", *(name for name, kind in ALL.items() if kind.__module__.startswith("multiscene_rec.")))
 

@@ -237,7 +237,7 @@ def test_a_crafted_description(saved, what):
 def test_a_name_that_is_none(saved):
     for name in (["interest"], 3, None, "os"):
         rewrite(saved[1], lambda a: a.update(model=name))
-        refused(saved[1], "which is not here: import multiscene_rec.model first", ImportError)
+        refused(saved[1], "which has not been imported: import multiscene_rec.model first", ImportError)
 
 
 @pytest.mark.parametrize("content", [b"no tensors", b"", struct.pack("<Q", 2**63), struct.pack("<Q", 10)
@@ -263,7 +263,9 @@ def test_a_description_of_something_huge_costs_nothing(saved, what):
     start = time.perf_counter()
     tracemalloc.start()
     try: refused(saved[1], "model.json does not describe a model|does not fit the model that")
-    finally: peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     # well under a second each; building any of them would take minutes
     assert peak < 50e6 and time.perf_counter() - start < 30
 
@@ -369,5 +371,7 @@ def test_crafted_descriptions_are_refused_or_describe_a_model(kept, which, chang
         try: again = model.Recommender.load(folder)
         except (ValueError, ImportError) as e: assert JSON in str(e) or NUMBERS in str(e)
         else: assert isinstance(again, model.InterestModel)
-    finally: peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     assert peak < 50e6

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import multiscene_rec
-from multiscene_rec import data, fusion, model, preprocess
+from multiscene_rec import data, fusion, model, preprocess, recommender
 from multiscene_rec.data import with_parts
 from multiscene_rec.preprocess import Feature, Spec, Task
 from tools import notebooks
@@ -86,17 +86,17 @@ def mall():
     return prep.spec, prep.transform(past, preprocess.EventLog(past, made.users))
 
 
-# The match, and what it is for
+# The interaction, and what it is for
 
 @pytest.mark.formula("8.1")
-def test_match_number_by_number():
+def test_interaction_number_by_number():
     z, w = torch.randn(5, 3), torch.randn(5, 3)
     expected = [[a*b for a, b in zip(*rows)] for rows in zip(z.tolist(), w.tolist())]
     torch.testing.assert_close(model.interaction(z, w), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("wrong", [(1, 3), (5, 2), (3,)])
-def test_match_refuses_what_would_broadcast(wrong):
+def test_interaction_refuses_what_would_broadcast(wrong):
     with pytest.raises(ValueError, match="axis|axes"): model.interaction(torch.ones(5, 3), torch.ones(wrong))
 
 
@@ -140,8 +140,8 @@ def orders(m, batch, n_items=8):
     return len(logits(m.double(), batch).view(-1, n_items).argsort(dim=1, stable=True).unique(dim=0))
 
 
-def without_match(m):
-    "Take the match away."
+def without_interaction(m):
+    "Take the interaction away."
     with torch.no_grad():
         for p in m.item_projection.parameters(): p.zero_()
     return m
@@ -149,17 +149,17 @@ def without_match(m):
 
 @pytest.mark.parametrize("fusion", ["own", "mean", "concat"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_linear_head_without_the_match_gives_everybody_one_order(fusion, seed):
+def test_a_linear_head_without_the_interaction_gives_everybody_one_order(fusion, seed):
     batch = crossed(SPEC)
-    assert orders(without_match(a_model(seed=seed, fusion=fusion, hidden=())), batch) == 1
+    assert orders(without_interaction(a_model(seed=seed, fusion=fusion, hidden=())), batch) == 1
     loud = a_model(seed=seed, fusion=fusion, hidden=())
     with torch.no_grad(): loud.item_projection.weight.mul_(30)
     assert orders(loud, batch) > 1
-    assert orders(without_match(a_model(seed=seed, fusion=fusion, hidden=(64,))), batch) > 1
+    assert orders(without_interaction(a_model(seed=seed, fusion=fusion, hidden=(64,))), batch) > 1
 
 
 def test_attention_and_one_history_give_everybody_one_order():
-    m, batch = without_match(a_model(hidden=())), crossed(SPEC)
+    m, batch = without_interaction(a_model(hidden=())), crossed(SPEC)
     one = torch.zeros_like(batch.present_table).index_fill(1, torch.tensor([2]), True)
     assert orders(m, with_parts(batch, present_table=one)) == 1
 
@@ -263,12 +263,13 @@ def test_shared_histories_change_nothing_but_the_work(fusion):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_explain_gives_weights_where_there_are_any(fusion):
     m, batch = a_model(fusion=fusion), a_batch(SPEC)
-    with torch.no_grad(): told = m.explain(batch)
-    if fusion in ("none", "concat"): assert told is None
+    with torch.no_grad(): explanation = m.explain(batch)
+    if fusion in ("none", "concat"): assert explanation is None
     else:
-        torch.testing.assert_close(told.logits, logits(m, batch))
-        total = told.weights.sum(1)
-        assert (((total - 1).abs() < 1e-6) | (total == 0)).all() and (told.weights[~batch.present] == 0).all()
+        torch.testing.assert_close(explanation.logits, logits(m, batch))
+        total = explanation.weights.sum(1)
+        assert (((total - 1).abs() < 1e-6) | (total == 0)).all()
+        assert (explanation.weights[~batch.present] == 0).all()
 
 
 def test_heads_answer_for_their_own_scenario_only():
@@ -316,12 +317,12 @@ def test_names_in_histories_tell_attention_whose_history_it_reads(mall):
 @pytest.mark.parametrize("options, says", [
     (dict(fusion="sum"),
      "fusion 'sum' is unknown; choose from none, .*own, .*attention\\+own.*; one of your own is known once "
-     "it is defined"),
+     "its class is defined"),
     (dict(fusion=["mean"]), "fusion \\['mean'\\] is unknown"),
     (dict(widths=()), "widths is empty"), (dict(widths=(8, 0)), "widths: .* got 0"),
     (dict(hidden=(-1,)), "hidden: .* got -1"),
-    (dict(hidden=64), "hidden is a tuple of sizes, such as \\(64,\\), got 64"),
-    (dict(widths=5), "widths is a tuple of sizes"),
+    (dict(hidden=64), "hidden must be a tuple of sizes, such as \\(64,\\), got 64"),
+    (dict(widths=5), "widths must be a tuple of sizes"),
     (dict(d_embed=0), "d_embed .* got 0"), (dict(d_embed=True), "d_embed .* got True"),
     (dict(widths=(2.5,)), "widths: .* got 2.5")])
 def test_bad_arguments(options, says):
@@ -340,7 +341,7 @@ def test_an_unknown_argument_is_named():
 def test_bad_specs():
     no_items, no_history = without(SPEC, "category", of="item"), without(SPEC, "history")
     with pytest.raises(ValueError,
-                       match="no field of the item, so there is no query; add one, or take fusion 'none'"):
+                       match="no field of the item, so there is no query: add one, or use fusion='none'"):
         model.InterestModel(no_items)
     with pytest.raises(ValueError, match="no history to fuse: add Histories"): model.InterestModel(no_history)
     with pytest.raises(ValueError, match="the spec has no categories"):
@@ -407,11 +408,11 @@ def test_an_id_outside_its_field_names_the_field():
 
 class Plain(model.Recommender):
     "A weight for each id, and arguments of every kind."
-    def __init__(self, spec, experts=2, widths=(4, (2, 3)), groups=[[1, 2], [3]],
-                 about={"a": (1, None), "b": [.5]}, rate=.1, name_of=None, on=False):
+    def __init__(self, spec, experts=2, widths=(4, (2, 3)), groups=[[1, 2], [3]], # noqa: B006
+                 about={"a": (1, None), "b": [.5]}, rate=.1, name_of=None, on=False): # noqa: B006
         super().__init__(spec)
-        self.experts, self.widths, self.groups, self.about, self.rate, self.name_of, self.on = (experts,
-            widths, groups, about, rate, name_of, on)
+        self.experts, self.widths, self.groups, self.about = experts, widths, groups, about
+        self.rate, self.name_of, self.on = rate, name_of, on
         self.ids = nn.Embedding(sum(spec.fields.values()), experts)
 
     def forward(self, batch): return self.ids(batch.fields).sum((1, 2))
@@ -433,7 +434,7 @@ def test_a_class_is_known_by_its_name_as_soon_as_it_is_defined():
                                          ("Mlp2", "mlp2"), ("A", "a")])
 def test_a_class_without_a_name_gets_its_own_in_small_letters(name, snake):
     assert type(name, (model.Recommender,), {"__module__": f"of_{name}"}).name == snake
-    model._MODELS.pop(snake)
+    recommender._MODELS.pop(snake)
 
 
 def test_a_cell_that_runs_again_defines_its_model_again():
@@ -468,7 +469,7 @@ def test_a_name_of_the_package_is_its_own_before_it_is_imported(monkeypatch):
     assert model.model_class("later") is Lesson
     class Package(model.Recommender, name="later"): __module__ = "multiscene_rec.later_module"
     assert model.model_class("later") is Package
-    model._MODELS.pop("later")
+    recommender._MODELS.pop("later")
 
 
 def test_a_model_of_the_package_is_imported_when_it_is_asked_for():
@@ -484,7 +485,8 @@ def test_a_model_of_the_package_is_imported_when_it_is_asked_for():
                     return importlib.util.spec_from_loader(name, self)
             def create_module(self, spec): return None
             def exec_module(self, module):
-                exec("from multiscene_rec.model import Recommender\\nclass Far(Recommender, name='far'): pass", module.__dict__)
+                code = "class Far(Recommender, name='far'): pass"
+                exec(f"from multiscene_rec.model import Recommender\\n{code}", module.__dict__)
         sys.meta_path.insert(0, Finder())
         print(model.model_names(), "multiscene_rec.far" in sys.modules)
         print(model.model_class("far").__module__)"""
@@ -492,16 +494,16 @@ def test_a_model_of_the_package_is_imported_when_it_is_asked_for():
     assert done.stdout.splitlines() == ["('interest', 'far') False", "multiscene_rec.far"], done.stderr
 
 
-@pytest.mark.wrong("model '…' is unknown; there are interest", area="training",
+@pytest.mark.wrong("model '…' is unknown; choose from interest", area="training",
                    cause="The name is misspelt, or its class is not defined in this process.",
                    remedy="Take a name of model_names(), or import the module that defines the class first.")
 def test_an_unknown_model():
     with pytest.raises(ValueError,
-                       match="model 'sum' is unknown; there are interest, .*; a model of your own is known "
+                       match="model 'sum' is unknown; choose from interest, .*; a model of your own is known "
                              "once the module"):
         model.build("sum", SPEC)
     with pytest.raises(ValueError,
-                       match="'attention' is a fusion and no model: build\\(\"interest\", spec, "
+                       match="'attention' is a fusion, not a model: use build\\(\"interest\", spec, "
                              "fusion='attention'\\)"):
         model.build("attention", SPEC)
     assert model.build("interest", SPEC, heads="per_scenario").heads == "per_scenario" and type(
@@ -528,7 +530,7 @@ PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
 @settings(max_examples=100)
 @given(PLAIN)
 def test_plain_data_goes_there_and_back(value):
-    back = model._unpacked(json.loads(json.dumps(model._packed(value))))
+    back = recommender._from_plain(json.loads(json.dumps(recommender._to_plain(value))))
     assert back == value and repr(back) == repr(value)
 
 
@@ -539,8 +541,8 @@ def test_a_subclass_with_its_own_argument_comes_back_with_it(tmp_path):
         assert type(again) is Plain and again.get_params() == m.get_params() and again.spec == SPEC
         assert torch.equal(logits(again, a_batch(SPEC)), logits(m, a_batch(SPEC)))
     with pytest.raises(ValueError,
-                       match="model.json holds a Plain, not a InterestModel: load it with Plain.load or "
-                             "Recommender.load"):
+                       match="model.json holds a model of class Plain, not InterestModel: load it with "
+                             "Plain.load or Recommender.load"):
         model.InterestModel.load(tmp_path)
 
 
@@ -621,13 +623,13 @@ def test_a_fusion_of_ones_own_saves_loads_and_counts(tmp_path):
             assert (m.explain(batch).weights.sum(1) > .999).sum() == batch.present.any(1).sum()
         for ask in (model.parameters_by_formula, model.flops_by_formula, model.scenario_cost):
             with pytest.raises(ValueError,
-                match="the formulas know the fusions none, own, .*, not 'mine': build the model, then "
+                match="the formulas cover the fusions none, own, .*, not 'mine': build the model, then call "
                       "count_parameters"):
                 ask(SPEC, fusion="mine")
     finally: fusion.FUSIONS.pop("mine")
     with pytest.raises(ValueError,
                        match="model.json does not describe a model: fusion 'mine' is unknown; .* one of your "
-                             "own is known once it is defined"):
+                             "own is known once its class is defined"):
         model.Recommender.load(tmp_path)
 
 
@@ -694,12 +696,12 @@ def returns(made):
     (lambda x: x[:, None],
      "returned shape \\(40, 1\\), expected \\(40,\\): end its forward with .squeeze\\(1\\)"),
     (lambda x: (x, None),
-     "returned tuple, expected log-odds of shape \\(B,\\) or \\(B, T\\): return them alone, and what "
-     "explains them from explain"),
+     "returned tuple, expected log-odds of shape \\(B,\\) or \\(B, T\\): return them alone, and put "
+     "what explains them into explain"),
     (lambda x: x.tolist(), "returned list, expected log-odds"),
     (lambda x: torch.stack([x, x], 1),
-     "returned shape \\(40, 2\\) for labels of shape \\(40,\\) and tasks clicked: one column per task, and "
-     "for a single task no axis at all"),
+     "returned shape \\(40, 2\\) for labels of shape \\(40,\\) and tasks clicked: expected one column "
+     "per task, and a single axis for a single task"),
     (lambda x: x[1:], "returned shape \\(39,\\) for labels of shape \\(40,\\)"),
     (lambda x: x.sum(), "returned shape \\(\\) for labels")])
 def test_a_forward_that_returns_something_else(made, says):
@@ -708,13 +710,13 @@ def test_a_forward_that_returns_something_else(made, says):
 
 def test_loss_refuses_what_broadcasting_would_hide():
     x, y = torch.zeros(5, 2), torch.zeros(5, 2)
-    with pytest.raises(ValueError, match="tasks clicked: one column per task"): model.task_loss(x, y)
+    with pytest.raises(ValueError, match="tasks clicked: expected one column per task"): model.task_loss(x, y)
     with pytest.raises(ValueError, match="labels of shape \\(5,\\) and tasks clicked, bought"):
         model.task_loss(x, y[:, 0], TWO.tasks)
     with pytest.raises(ValueError, match="tasks clicked, bought"):
         model.task_loss(x[:, 0], y[:, 0], TWO.tasks)
     with pytest.raises(ValueError,
-                       match="task 'stars' is of kind 'rating': a model for it defines its own loss"):
+                       match="task 'stars' is of kind 'rating': a model for it must define its own loss"):
         model.task_loss(x[:, 0], y[:, 0], (Task("stars", "rating"),))
 
 
@@ -725,7 +727,7 @@ def test_content_vectors_tell_equal_words_near_numbers_and_alike_vectors():
     batch = a_batch(spec, 400)
     table = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
     batch = data.Batch(batch.rows | dict(item_row=batch.fields[:, 2] - 10), batch.tables | dict(title=table))
-    v = model.content_vectors(batch, spec)
+    v = recommender.content_vectors(batch, spec)
     assert v.shape == (400, 3 + 1 + 32) and v.dtype == torch.float32
     torch.testing.assert_close(v[:, :3], table[batch.item_row])
     torch.testing.assert_close(v[:, 3], batch.dense[:, 0])  # price; quality does not describe the item
@@ -734,23 +736,23 @@ def test_content_vectors_tell_equal_words_near_numbers_and_alike_vectors():
     same = category[:, None] == category
     torch.testing.assert_close(cosine[same], torch.ones(int(same.sum())))
     assert cosine[~same].abs().max() < .75 and cosine[~same].abs().mean() < .25
-    assert torch.equal(v, model.content_vectors(batch, spec)), "the same directions every time"
+    assert torch.equal(v, recommender.content_vectors(batch, spec)), "the same directions every time"
 
 
 def test_content_vectors_take_the_item_itself_only_where_nothing_else_is_known():
     only = Spec(("home",), (Feature("item_id", "category", 9, "item"),))
     batch = data.Batch(dict(fields=torch.tensor([[3], [3], [4]]), scenario=torch.zeros(3).long()))
-    v = model.content_vectors(batch, only)
+    v = recommender.content_vectors(batch, only)
     assert torch.equal(v[0], v[1]) and not torch.equal(v[0], v[2])
     with pytest.raises(ValueError,
                        match="no item features to compare items by: give the model an item_vectors"):
-        model.content_vectors(batch, replace(only, features=(Feature("city", "category", 9, "user"),)))
+        recommender.content_vectors(batch, replace(only, features=(Feature("city", "category", 9, "user"),)))
 
 
 def test_a_model_that_learned_vectors_gives_them_another_gives_the_contents():
     m, batch = a_model(), a_batch(SPEC)
     torch.testing.assert_close(m.item_vectors(batch), m.embed(batch.fields)[:, 1:].flatten(1))
-    assert torch.equal(Plain(SPEC).item_vectors(batch), model.content_vectors(batch, SPEC)) and Plain(
+    assert torch.equal(Plain(SPEC).item_vectors(batch), recommender.content_vectors(batch, SPEC)) and Plain(
         SPEC).explain(batch) is None
 
 
@@ -862,7 +864,7 @@ def test_start_loss_by_integration(rate, mean, var):
     assert model.start_loss(rate, mean, var) == pytest.approx(expected, abs=2e-4)
 
 
-@pytest.mark.parametrize("asked, says", [((1.1,), "rate must lie in 0 to 1"), ((-.1,), "rate"),
+@pytest.mark.parametrize("asked, says", [((1.1,), "rate must be between 0 and 1"), ((-.1,), "rate"),
                                          ((.5, 0., -1.), "var must be 0 or more")])
 def test_start_loss_refuses(asked, says):
     with pytest.raises(ValueError, match=says): model.start_loss(*asked)
@@ -885,10 +887,10 @@ class Faulty(model.InterestModel):
     "A model with a planted fault."
     fault = ""
 
-    def _scored(self, batch):
+    def logits_and_weights(self, batch):
         if self.fault == "absent":
             batch = with_parts(batch, present_table=torch.ones_like(batch.present_table))
-        out, alpha = super()._scored(batch)
+        out, alpha = super().logits_and_weights(batch)
         if self.fault == "large": out = 10*out
         if self.fault == "rows": out = out + .1*out.cumsum(0)/len(out)
         if self.fault == "nan": out = out/(batch.present.any(1))*batch.present.any(1)
@@ -1049,13 +1051,12 @@ def far(tmp_path, monkeypatch):
     (tmp_path/"far_model.py").write_text(ELSEWHERE)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("far_model").Far(SPEC, experts=5).save(tmp_path/"kept")
-    del model._MODELS["far away"], sys.modules["far_model"]
+    del recommender._MODELS["far away"], sys.modules["far_model"]
     return tmp_path
 
 
-@pytest.mark.wrong(
-    "model.json holds a model '…', defined in …, which is not here: import … first, then load again",
-    area="files",
+@pytest.mark.wrong("model.json holds a model '…', defined in …, which has not been imported: import … first",
+                   area="files",
                    cause="The class of a saved model is not defined in this process; a file never decides "
                          "what is imported.",
                    remedy="Import the module, or run the cell, that defines the class; then load again.")
@@ -1072,18 +1073,18 @@ def test_a_model_whose_class_is_not_imported(far):
                           cwd=far,
                           env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(far), str(notebooks.ROOT)])))
     assert done.stdout.splitlines() == [
-        f"{Path('kept')/'model.json'} holds a model 'far away', defined in far_model:Far, which is not here: "
-        "import far_model first, then load again",
+        f"{Path('kept')/'model.json'} holds a model 'far away', defined in far_model:Far, which has not "
+        "been imported: import far_model first, then load again",
         "False", "{'experts': 5}"], done.stderr
 
 
 def test_a_model_that_was_defined_in_a_notebook(tmp_path):
     Notebook = type("Notebook", (Plain,), {"__module__": "__main__"})
     Notebook(SPEC).save(tmp_path)
-    del model._MODELS["notebook"]
+    del recommender._MODELS["notebook"]
     with pytest.raises(ImportError,
-                       match="defined in __main__:Notebook, which is not here: run the cell or script that "
-                             "defines class Notebook first, then load again"):
+                       match="defined in __main__:Notebook, which has not been imported: run the cell or "
+                             "script that defines class Notebook first, then load again"):
         model.Recommender.load(tmp_path)
 
 

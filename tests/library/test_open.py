@@ -72,7 +72,7 @@ class Star(Recommender, name="test_star"):
 
 
 class Mmoe(Recommender, name="test_mmoe"):
-    "MMoE (Ma et al. 2018): experts for all, a gate and a tower for each task."
+    "MMoE (Ma et al. 2018): experts for all, a gate and a head for each task."
     def __init__(self, spec, d_embed=8, n_experts=4, width=32):
         super().__init__(spec)
         self.d_embed, self.n_experts, self.width = d_embed, n_experts, width
@@ -80,14 +80,14 @@ class Mmoe(Recommender, name="test_mmoe"):
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(d_in, width), nn.ReLU())
                                      for _ in range(n_experts))
         self.gates = nn.ModuleList(nn.Linear(d_in, n_experts) for _ in spec.tasks)
-        self.towers = nn.ModuleList(nn.Linear(width, 1) for _ in spec.tasks)
+        self.heads = nn.ModuleList(nn.Linear(width, 1) for _ in spec.tasks)
 
     def forward(self, batch):
         x = torch.cat([self.embed(batch.fields).flatten(1), batch.dense], 1)
         seen = torch.stack([expert(x) for expert in self.experts], 1)
         mixed = [(gate(x).softmax(1).unsqueeze(2)*seen).sum(1) for gate in self.gates]
-        logits = torch.cat([tower(z) for tower, z in zip(self.towers, mixed)], 1)
-        return logits if len(self.towers) > 1 else logits.squeeze(1)
+        logits = torch.cat([head(z) for head, z in zip(self.heads, mixed)], 1)
+        return logits if len(self.heads) > 1 else logits.squeeze(1)
 
 
 # A stand-in for a language model: a random direction per word of what the item is called
@@ -106,7 +106,7 @@ class Reader(Recommender, name="test_reader"):
         self.d, self.heads = d, heads
         self.length = spec.of("sequence")[0].size
         self.title = nn.Linear(spec.of("vector")[0].size, d)
-        self.scene, self.place = nn.Embedding(len(spec.scenarios) + 1, d), nn.Embedding(self.length + 1, d)
+        self.scene, self.position = nn.Embedding(len(spec.scenarios) + 1, d), nn.Embedding(self.length + 1, d)
         self.click = nn.Linear(1, d, bias=False)
         self.body = nn.TransformerEncoderLayer(d, heads, 2*d, dropout=0., batch_first=True)
         self.out = nn.Sequential(nn.Linear(2*d, d), nn.ReLU(), nn.Linear(d, 1))
@@ -124,8 +124,8 @@ class Reader(Recommender, name="test_reader"):
         item, scene, click = (torch.cat([x, x.new_zeros(1)])[at]
                               for x in (batch.event_item, batch.event_scenario, batch.event_label))
         past = self.title(batch.title[item]) + self.scene(scene) + self.click(
-            click.unsqueeze(2)) + self.place.weight[:self.length]
-        asked = self.title(batch.title[batch.item_row]) + self.scene(batch.scenario) + self.place.weight[
+            click.unsqueeze(2)) + self.position.weight[:self.length]
+        asked = self.title(batch.title[batch.item_row]) + self.scene(batch.scenario) + self.position.weight[
             self.length]
         mask = torch.cat([absent, torch.zeros_like(absent[:, :1])], 1)
         h = self.body(torch.cat([past, asked.unsqueeze(1)], 1), src_key_padding_mask=mask)[:, -1]
@@ -256,7 +256,7 @@ def test_the_words_of_contributing_work(ready, shop, tmp_path, monkeypatch):
     names = "from torch import nn\nfrom multiscene_rec import FieldEmbedding, Recommender\n"
     (tmp_path/"contributed.py").write_text(names + textwrap.dedent(block))
     monkeypatch.syspath_prepend(str(tmp_path))
-    kind, (prep, log, (train, valid, test)) = importlib.import_module("contributed").Logistic, ready["star"]
+    kind, (prep, log, (train, valid, _)) = importlib.import_module("contributed").Logistic, ready["star"]
     assert "logistic" in model_names() and isinstance(build("logistic", prep.spec, bias=.5), kind)
     assert "is the same when loaded in a fresh process" in check_recommender(kind, prep.spec, train[:200],
         skip=("learns rows by heart",))
