@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import signal
+import tomllib
 
 from tools import exercises, grade, plain, student
 
@@ -143,13 +144,22 @@ def survivors(exercise, seconds=10):
 
 
 def wrong_answers(exercise):
-    "(why, marks, code by cell) of each wrong answer of an exercise, and its mutants that change nothing."
-    import tomllib
+    """From wrong.toml: (another right answer or None, wrong answers, mutants that change nothing).
+
+    A wrong answer (why, marks, solution) changes texts of the other right answer, or of the solution where
+    there is none: `old` to `new`, one or a list. Or it is `code` of its own.
+    """
     with open(exercise.path.with_name("wrong.toml"), "rb") as f: table = tomllib.load(f)
-    first = next(iter(exercise.solution()))
-    nothing = dict.fromkeys(exercise.solution(), "")
-    return [(w["why"], w["marks"], nothing | {first: w["code"]})
-            for w in table["wrong"]], table.get("equivalent", [])
+    (first, solution), *_ = exercise.solution().items()
+    whole = lambda code: dict.fromkeys(exercise.solution(), "") | {first: code}
+    made = []
+    for w in table["wrong"]:
+        code, listed = table.get("right", solution), lambda x: x if isinstance(x, list) else [x]
+        for old, new in zip(listed(w.get("old", [])), listed(w.get("new", [])), strict=True):
+            assert code.count(old) == 1, f"{exercise.name}, {w['why']}: {old!r} should stand there once"
+            code = code.replace(old, new)
+        made.append((w["why"], w["marks"], whole(w.get("code", code))))
+    return whole(table["right"]) if "right" in table else None, made, table.get("equivalent", [])
 
 
 BY_NAME = {e.name: e for e in exercises.sources()}

@@ -78,7 +78,7 @@ def test_the_source_is_in_order(exercise):
         f"{where}: hidden checks draw from check.seed, check.rng or check.torch_rng")
     assert "Goes with" in "".join(c.source for c in e.cells
                                   if c.kind == "text"), f"{where}: 'Goes with [NN ...](...)'"
-    wrong, _ = mutants.wrong_answers(e)
+    _, wrong, _ = mutants.wrong_answers(e)
     assert len({why for why, _, _ in wrong}) == len(wrong) >= 3, f"{where}: three wrong answers or more"
 
 
@@ -99,7 +99,9 @@ def test_the_solution_has_full_marks(exercise, nursery):
 
 @pytest.mark.slow
 @each
-def test_the_solution_has_full_marks_for_other_seeds(exercise):
+def test_right_answers_have_full_marks_for_other_seeds(exercise):
+    other = mutants.wrong_answers(exercise)[0]
+    assert mutants.marks(exercise, other) == exercise.points
     for seed in (0, 1, 77): assert mutants.wrong(exercise, seed=seed) == dict.fromkeys(exercise.tests(), "")
 
 
@@ -112,7 +114,7 @@ def test_the_untouched_copy_has_none(exercise):
 @each
 @pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["two", "rest"])
 def test_wrong_answers_lose_what_they_should(exercise, first):
-    asked = mutants.wrong_answers(exercise)[0]
+    asked = mutants.wrong_answers(exercise)[1]
     asked = asked[:2] if first else asked[2:]
     found = {why: mutants.marks(exercise, code) for why, _, code in asked}
     assert found == {why: wanted for why, wanted, _ in asked}
@@ -123,7 +125,7 @@ def test_wrong_answers_lose_what_they_should(exercise, first):
                                       for e in EXERCISES], ids=list(NAMES))
 def test_mutants_are_killed(exercise, record_property):
     number, survivors = mutants.survivors(exercise)
-    equivalent = mutants.wrong_answers(exercise)[1]
+    equivalent = mutants.wrong_answers(exercise)[2]
     same, found = {(e["line"], e["mutant"]) for e in equivalent}, set(survivors)
     assert not same - found, "listed as equivalent, but killed or not there"
     assert all(len(e["reason"]) > 10 for e in equivalent)
@@ -449,7 +451,7 @@ def test_a_folder_of_submissions(tmp_path):
         hand_in(tmp_path, "full", exercise)
         hand_in(tmp_path, "empty", exercise, stub(exercise))
         marks |= {("full", exercise.name): exercise.points, ("empty", exercise.name): 0}
-        for i, (_, points, code) in enumerate(mutants.wrong_answers(exercise)[0][:3], 1):
+        for i, (_, points, code) in enumerate(mutants.wrong_answers(exercise)[1][:3], 1):
             hand_in(tmp_path, f"wrong{i}", exercise, next(iter(code.values())))
             marks[f"wrong{i}", exercise.name] = points
     hand_in(tmp_path, "a-first-loop", SAMPLE, "while True: pass")
