@@ -38,6 +38,7 @@ _MODULES = {
                 "bootstrap_interval"),
     "recommender": ("Recommender", "Explanation"),
     "interest": (),
+    "counting": (),
     "inspection": (),
     "model": ("InterestModel",),
     "train": ("fit", "predict", "evaluate", "compare", "TrainingLog", "Callback", "KeepBest", "Checkpoint",
@@ -85,10 +86,10 @@ def __dir__():
 
 # for editors and type checkers, which do not follow __getattr__; a test compares it with _MODULES
 if TYPE_CHECKING:
-    from . import (arrays, article, batch, checkpoints, checks, cleaning, cli, columns, commands,
-                   contract, core, coupons, data, events, extractor, features, fusion, inspection,
-                   interest, logs, mall_parts, metrics, model, parts, predictor, preprocess, rank,
-                   recommender, runs, schema, serving, storage, train, training, trials)
+    from . import (arrays, article, batch, checkpoints, checks, cleaning, cli, columns, commands, contract,
+                   core, counting, coupons, data, events, extractor, features, fusion, inspection, interest,
+                   logs, mall_parts, metrics, model, parts, predictor, preprocess, rank, recommender, runs,
+                   schema, serving, storage, train, training, trials)
     from .article import (build_feature_extractor, build_interest_predictor, build_scenario_fuser,
                           predict_interests, preprocess_data, train_model)
     from .batch import Batch
