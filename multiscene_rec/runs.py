@@ -1,10 +1,9 @@
-"""A run of the command: read a log, train, judge, keep everything in one folder, use it later. Written by
+"""A run of the command: read a log, train, evaluate, keep everything in one folder, use it later. Written by
 hand; it teaches nothing.
 
 The folder of a run: `model/` and `preprocess/` can be shipped; `log/` holds users' data and is a record of
-its own; `run.json`
-names the checksums of all three, so that parts of two runs never go together. The rest is for readers:
-metrics, pictures, card.
+its own; `run.json` names the checksums of all three, so that parts of two runs are never mixed. The rest is
+for readers: metrics, pictures, card.
 """
 import contextlib
 import csv
@@ -12,7 +11,6 @@ import gzip
 import importlib
 import io
 import json
-import math
 import os
 import platform
 import re
@@ -32,54 +30,77 @@ import multiscene_rec
 
 from .checks import damage_named, whole_number
 from .core import pick_device, require, set_seed
-from .data import Schema, log_summary
+from .data import log_summary
+from .inspection import model_card
 from .logs import load_movielens_100k, read_log
 from .metrics import auc, bootstrap_interval, log_loss, report
-from .model import Recommender, _as_json, build, model_card, model_class, model_names
-from .preprocess import (EventLog, Preprocessor, Vocabulary, clean, group_split, load_log, save_log,
-                         time_split,
-                         with_news)
-from .rank import recommend
-from .storage import foreign_file, read_record, replaced_folder, settle, work_folder, write_record, write_whole
+from .preprocess import (
+    EventLog,
+    Preprocessor,
+    Vocabulary,
+    clean,
+    group_split,
+    load_log,
+    save_log,
+    time_split,
+    with_news,
+)
+from .recommender import Recommender, build, model_class, plain_params
+from .schema import Schema
+from .serving import recommend
+from .storage import (
+    foreign_file,
+    read_record,
+    replaced_folder,
+    settle,
+    work_folder,
+    write_record,
+    write_whole,
+)
 from .train import Checkpoint, FiniteCheck, KeepBest, Progress, attention_map, fit, plot_map, predict
 
 __all__ = ["read_schema", "measure", "column_auc", "find_model", "train_log", "evaluate_log", "list_for",
-           "load_run", "Run",
-           "picture", "plain_text"]
+           "load_run", "Run", "picture", "pictures", "plain_text", "metrics_text", "callbacks"]
 
 FORMAT = 2
 OURS = ("model", "preprocess", "log", "metrics.csv", "metrics.json", "curve.png", "attention.png",
         "model_card.md")
 WRITER = "multiscene-rec train"
-MANY_SCENARIOS = 300 # More are a sign of a wrong column: a session, a page, a time
-SUSPECT_COLUMN, SUSPECT_MODEL = .95, .98 # An AUC above which something is probably known only after the click
+MANY_SCENARIOS = 300 # More suggest a wrong column: a session, a page, a time
+SUSPECT_COLUMN, SUSPECT_MODEL = .95, .98 # Above this AUC something is probably known only after the click
 
 
 # Words and pictures
 
 def plain_text(
     text, # Anything to print
-) -> str: # The same, with what would move a terminal's cursor or change its colours written out
-    """Names in a log are data: they are shown, never obeyed."""
+) -> str: # The same, with control characters escaped
+    """Names in a log are data: a terminal shows them and never obeys them."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], str(text))
 
-def say_nothing(text=""): # News that nobody wants
+def _silent(text=""): # For the processes that do not report
     pass
 
-_OPTIONS = {"pass time_range=None": "say --any-time, or name their unit with --time-unit",
-            "pass a larger window": "say --window with a larger number",
-            "pass exclude_seen=False": "say --seen"}
+_OPTIONS = {"pass time_range=None": "add --any-time, or name their unit with --time-unit",
+            "pass a larger window": "give --window a larger number",
+            "pass exclude_seen=False": "add --seen"}
 
 def in_options(text): # The library's advice in the command's words
     text = re.sub(r"give its value, context=\{'([^']*)': \.\.\.\}; if it describes users, give .*",
                   r"give its value, --context \1=VALUE; if it describes users, train with --users", str(text))
-    for said, option in _OPTIONS.items(): text = text.replace(said, option)
+    for advice, option in _OPTIONS.items(): text = text.replace(advice, option)
     return text
 
 def show(frame, digits=3): # A table as text
     return plain_text(frame.to_string(float_format=lambda x: f"{x:.{digits}f}", na_rep="-"))
 
-def some(names, most=10): # A list in words, not longer than a line
+def metrics_text(
+    metrics: pd.DataFrame, # As measure returns it
+) -> str: # A table
+    """Metrics for the screen; the interval of the log loss is left to the file."""
+    return show(metrics.drop(columns=["log_loss_low", "log_loss_high"]))
+
+def some(names, most=10): # The first names of a list, in words
     names = [repr(getattr(x, "item", lambda x=x: x)()) for x in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
@@ -87,18 +108,37 @@ def as_json(value): # Text of plain data; NaN, which JSON does not have, becomes
     plain = lambda x: x.item() if isinstance(x, np.generic) else str(x)
     text = json.dumps(json.loads(json.dumps(value, default=plain), parse_constant=lambda _: None), indent=1,
                       ensure_ascii=False)
-    # a terminal obeys these; those below 32 are escaped already
+    # control characters of a terminal; those below 32 are escaped already
     return re.sub(r"[\x7f-\x9f]", lambda m: f"\\u{ord(m[0]):04x}", text) + "\n"
 
 def picture(
     figure, # A matplotlib figure; it is closed
 ) -> bytes: # Of a png file
-    """A figure, drawn."""
+    """Draw a figure."""
     import matplotlib.pyplot as plt
     buffer = io.BytesIO()
     try: figure.savefig(buffer, format="png", dpi=120)
     finally: plt.close(figure)
     return buffer.getvalue()
+
+def pictures(
+    log, # A TrainingLog
+    maps: dict | None, # Title: frame of attention_map; None where the model explains no weights
+    title: str = "", # Of the curve
+) -> dict: # Name of the file: its bytes
+    """The losses of each epoch, and the weights of the histories."""
+    with warnings.catch_warnings():
+        # a letter that the font lacks, a name too long for its space: nothing that the user can mend
+        warnings.simplefilter("ignore", UserWarning)
+        axes = log.plot()
+        axes.set_title(title)
+        axes.figure.tight_layout()
+        made = {"curve.png": picture(axes.figure)}
+        if maps:
+            plain = {title: frame.rename(index=plain_text, columns=plain_text)
+                     for title, frame in maps.items()}
+            made["attention.png"] = picture(plot_map(plain))
+    return made
 
 
 # Which column is what
@@ -109,8 +149,7 @@ def read_schema(
     """Read a Schema from a file. A field that is left out keeps its default name; features default to none.
 
     Raises: `FileNotFoundError`; `ValueError` for text that is not JSON or TOML, a field that Schema does not
-    have, or names
-    that do not go together.
+    have, or names that contradict each other.
     """
     path, known = Path(path), [f.name for f in fields(Schema)]
     if not path.is_file(): raise FileNotFoundError(f"no such schema file: {path}")
@@ -127,21 +166,21 @@ def read_schema(
     try: return Schema(**(dict(categorical=(), numeric=(), item_columns=()) | plain))
     except (TypeError, ValueError) as e: raise ValueError(f"{path}: {e}") from None
 
-# Without a file: the five columns, and those features of the mall's schema that are not a key here
-def _plain_schema(**named):
-    named, usual = {k: v for k, v in named.items() if v}, Schema()
+# Without a file: the five columns, and the features of the mall's schema that are not among the five
+def _default_schema(**named):
+    named, default = {k: v for k, v in named.items() if v}, Schema()
     if "label" in named:
         named["label"] = tuple(named["label"]) if not isinstance(named["label"], str) else named["label"]
     keys = Schema(**named, categorical=(), numeric=(), item_columns=()).required
-    free = lambda names: tuple(c for c in names if c not in keys)
-    return Schema(**named, categorical=free(usual.categorical), numeric=free(usual.numeric),
-                  item_columns=free(usual.item_columns))
+    return replace(default, **named, **_features(default, lambda c: c not in keys))
 
-def _with_features(schema, *tables): # Only those features that there are
-    there = {c for table in tables if table is not None for c in table.columns}
-    kept = {name: tuple(c for c in getattr(schema, name) if c in there) for name in ("categorical", "numeric",
-        "item_columns")}
-    return replace(schema, **kept)
+def _features(schema, keep): # The fields that list features, cut down
+    return {name: tuple(c for c in getattr(schema, name) if keep(c))
+            for name in ("categorical", "numeric", "item_columns")}
+
+def _with_features(schema, *tables): # Only features that are columns of a table
+    columns = {c for table in tables if table is not None for c in table.columns}
+    return replace(schema, **_features(schema, columns.__contains__))
 
 def _without(schema, drop): # The schema without some of its features
     listed = (*schema.categorical, *schema.numeric)
@@ -149,10 +188,8 @@ def _without(schema, drop): # The schema without some of its features
         if c not in listed:
             raise ValueError(
                 f"--drop: {c!r} is not a feature here; the features are {', '.join(listed) or 'none'}")
-    left = lambda names: tuple(c for c in names if c not in drop)
-    history = None if schema.history is None else left(schema.history) or None
-    return replace(schema, categorical=left(schema.categorical), numeric=left(schema.numeric),
-                   item_columns=left(schema.item_columns), history=history)
+    history = tuple(c for c in schema.history or () if c not in drop) or None
+    return replace(schema, **_features(schema, lambda c: c not in drop), history=history)
 
 
 # Reading
@@ -166,9 +203,9 @@ class Log:
     items: pd.DataFrame | None # One row per item, or None
     schema: Schema # Which column means what
     cleaning: object # CleanReport
-    notes: list # Lines that its owner should read
+    notes: list # Lines that the user should read
 
-def _side_table(path, key, log, option): # A file of users or items, its ids of the same kind as the log's
+def _side_table(path, key, log, option): # A file of users or items, with ids of the log's type
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"{option}: no such file: {path}")
     try: table = _read_side(path, key)
@@ -188,87 +225,82 @@ def _side_table(path, key, log, option): # A file of users or items, its ids of 
     if table[key].isna().any():
         raise ValueError(
             f"{option}: {path}: column {key!r}, row {int(table[key].isna().argmax()) + 1} below the header "
-            "has no id such as the log's")
+            "has no id like those of the log")
     table = table.astype({key: log[key].dtype})
     if not log[key].isin(table[key]).any():
         raise ValueError(
-            f"{option}: {path}: column {key!r} holds no id of the log; the log has "
+            f"{option}: {path}: no id in column {key!r} occurs in the log; the log has "
             f"{some(log[key].unique(), 2)}, the file {some(table[key].unique(), 2)}")
     return table
 
-def _read_side(path, key): # As it stands in the file; names that stand twice are kept so
+def _read_side(path, key): # As it is in the file; repeated names stay repeated
     if path.suffix == ".parquet":
         frame = require("pyarrow.parquet", "data").read_table(path)
-        return frame.to_pandas() if len(set(frame.column_names)) == len(frame.column_names) else pd.DataFrame(
-            columns=frame.column_names)
+        names = frame.column_names
+        return frame.to_pandas() if len(set(names)) == len(names) else pd.DataFrame(columns=names)
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
         header = f.readline().rstrip("\r\n")
-    sep = max(",;\t|", key=header.count) # of the four usual ones the one that appears most often
+    sep = max(",;\t|", key=header.count) # of the four usual ones the most frequent
     names = [name.strip() for name in next(csv.reader([header], delimiter=sep), [])]
     frame = pd.read_csv(path, sep=sep, decimal="," if sep == ";" else ".", encoding="utf-8-sig",
                         dtype={key: "str"}, skipinitialspace=True, index_col=False)
     return frame.set_axis(names, axis=1) if len(names) == frame.shape[1] else frame
 
-def _coverage(log, table, key, option): # What a table of users or items does not know
+def _coverage(log, table, key, option): # A line on the ids that a table of users or items lacks
     if table is None: return []
-    known, notes = table[key], []
-    new = ~log[key].isin(known)
-    if new.any():
-        ids = log[key][new].nunique()
-        what = "can never be recommended" if option == "--items" else ("count as unknown in every column of "
-                                                                       "that file")
-        notes.append(
-            f"{ids:,} of {log[key].nunique():,} ids in column {key!r} are not in the file of {option}: they "
-            f"{what}")
-    return notes
+    unknown = ~log[key].isin(table[key])
+    if not unknown.any(): return []
+    effect = ("can never be recommended" if option == "--items"
+              else "count as unknown in every column of that file")
+    return [f"{log[key][unknown].nunique():,} of {log[key].nunique():,} ids in column {key!r} are not in the "
+            f"file of {option}: they {effect}"]
 
-def _contradictions(log, items, schema): # Training reads what the log says of an item, lists read the file
+def _contradictions(log, items, schema): # Items that log and file describe differently
     notes = []
     for c in () if items is None else schema.item_columns:
         if c not in schema.categorical or c not in log or c not in items: continue
-        said, known = items.set_index(schema.item)[c].reindex(log[schema.item]).to_numpy(), log[c].to_numpy()
-        differs = (said.astype(str) != known.astype(str)) & pd.notna(said) & pd.notna(known)
+        in_file = items.set_index(schema.item)[c].reindex(log[schema.item]).to_numpy()
+        in_log = log[c].to_numpy()
+        differs = (in_file.astype(str) != in_log.astype(str)) & pd.notna(in_file) & pd.notna(in_log)
         if differs.any():
             notes.append(
-                f"in {int(differs.sum()):,} of {len(log):,} rows column {c!r} of the log is not what the "
-                "file of --items says of the item: training reads the log, lists read the file")
+                f"in {int(differs.sum()):,} of {len(log):,} rows column {c!r} of the log differs from the "
+                "file of --items: training reads the log, lists read the file")
     return notes
 
 # (frame, users, items, schema) of a file, or of MovieLens under its name
 def _raw(path, schema, columns, users, items, time_unit):
     if str(path) == "movielens-100k":
         if schema is not None or columns or users or items:
-            raise ValueError(
-                "movielens-100k brings its own columns, users and items: leave the options that name them "
-                "out")
-        ml = load_movielens_100k()
-        return ml.events, ml.users, ml.items, ml.schema
-    own = schema if schema is not None else _plain_schema(**(columns or {}))
+            raise ValueError("movielens-100k brings its own columns, users and items: leave out the options "
+                             "that name them")
+        films = load_movielens_100k()
+        return films.events, films.users, films.items, films.schema
+    own = schema if schema is not None else _default_schema(**(columns or {}))
     log = read_log(path, own, time_unit=time_unit) if time_unit else read_log(path, own)
-    users, items = (given and _side_table(given, key, log, option) for given, key,
-                    option in ((users, own.user, "--users"), (items, own.item, "--items")))
+    users = users and _side_table(users, own.user, log, "--users")
+    items = items and _side_table(items, own.item, log, "--items")
     return log, users, items, own
 
 def open_log(path, schema, price=None, columns=None, users=None, items=None, time_unit=None, any_time=False,
              window=5., drop=()):
     "Read and clean a file; returns a Log."
-    given, (log, users, items, schema) = schema, _raw(path, schema, columns, users, items, time_unit)
-    if given is None: schema = _with_features(schema, log, users, items)
+    named, (log, users, items, schema) = schema, _raw(path, schema, columns, users, items, time_unit)
+    if named is None: schema = _with_features(schema, log, users, items)
     schema = _without(schema, drop)
     if price is not None and price not in log:
         raise ValueError(
             f"--price: the log has no column {price!r}; there are: {', '.join(map(str, log.columns))}")
-    when = dict(time_range=None) if any_time or time_unit == "none" else {}
-    try: rows, cleaning = clean(log, schema, window=window, price=price, **when)
+    any_range = dict(time_range=None) if any_time or time_unit == "none" else {}
+    try: rows, cleaning = clean(log, schema, window=window, price=price, **any_range)
     except ValueError as e: raise ValueError(in_options(e)) from None
     for name in schema.labels:
         soft = ~rows[name].isin((0, 1)).to_numpy()
         if soft.any():
             raise ValueError(
                 f"column {name!r}, row {rows.index[soft.argmax()] + 1} below the header: "
-                f"{rows[name].iloc[soft.argmax()]} is a soft label; "
-                             "the command measures AUC, which needs 0 or 1: round the labels, or use fit and "
-                             "predict from Python")
+                f"{rows[name].iloc[soft.argmax()]} is a soft label; the command measures AUC, which needs 0 "
+                "or 1: round the labels, or use fit and predict from Python")
     names = rows[schema.scenario].unique()
     if taken := {"macro", "all"} & set(names):
         raise ValueError(
@@ -280,10 +312,10 @@ def open_log(path, schema, price=None, columns=None, users=None, items=None, tim
     notes = [*_coverage(rows, users, schema.user, "--users"), *_coverage(rows, items, schema.item, "--items")]
     if items is not None and not items[schema.item].duplicated().any():
         notes += _contradictions(rows, items, schema)
-    name = str(path).encode("utf-8", "backslashreplace").decode() # a path may hold bytes that are no text
+    name = str(path).encode("utf-8", "backslashreplace").decode() # bytes that are not text
     return Log(name, rows.sort_values(schema.time, kind="stable"), users, items, schema, cleaning, notes)
 
-def _split(log, by, seed): # train, valid, test; and what to remember of the cut
+def _split(log, by, seed): # (train, valid, test), and how the log was split
     schema = log.schema
     if by == "user":
         return group_split(log.rows, schema.user, (.8, .08, .12), seed), dict(by="user", seed=seed)
@@ -291,11 +323,11 @@ def _split(log, by, seed): # train, valid, test; and what to remember of the cut
     return parts, dict(by="time", valid_from=int(parts[1][schema.time].iloc[0]),
                        test_from=int(parts[2][schema.time].iloc[0]))
 
-def _known(rows, scenarios, schema, what): # Rows of known scenarios; and a line on those that were left out
+def _known(rows, scenarios, schema, part): # Rows of known scenarios, and a line on those left out
     new = ~rows[schema.scenario].isin(scenarios)
     if not new.any(): return rows, []
     names, kept = rows[schema.scenario][new].unique(), rows[~new]
-    line = (f"{int(new.sum()):,} of {len(rows):,} {what} rows left out: scenario {some(sorted(names))} does "
+    line = (f"{int(new.sum()):,} of {len(rows):,} {part} rows left out: scenario {some(sorted(names))} does "
             "not occur in the training rows")
     if not len(kept):
         raise ValueError(
@@ -310,11 +342,10 @@ def measure(
     prob: np.ndarray, # (n,) predicted probability of a click
     scenario: np.ndarray, # (n,) names
     user: np.ndarray, # (n,) ids
-    base: np.ndarray | None = None, # (n,) what a guess without a model would say, a probability; None leaves that column out
+    base: np.ndarray | None = None, # (n,) probability without a model; None leaves out the column
     resamples: int = 200, # For the intervals
-) -> pd.DataFrame: # The frame of metrics.report, with auc_low, auc_high, log_loss_low, log_loss_high and base_log_loss
-    """A report with 95 % intervals over users; where one class or one user is left, AUC and intervals are
-    NaN.
+) -> pd.DataFrame: # As metrics.report, with auc_low, auc_high, log_loss_low, log_loss_high, base_log_loss
+    """A report with 95 % intervals over users; with one class or one user, AUC and intervals are NaN.
 
     Raises: `ValueError` as metrics.report.
     """
@@ -322,7 +353,9 @@ def measure(
     for line in table.index.drop("macro"):
         rows = np.full(len(label), True) if line == "all" else np.asarray(scenario) == line
         for name, metric in (("auc", auc), ("log_loss", log_loss)):
-            try: low, high = bootstrap_interval(metric, label[rows], prob[rows], user[rows], resamples=resamples)
+            try:
+                low, high = bootstrap_interval(metric, label[rows], prob[rows], user[rows],
+                                               resamples=resamples)
             except ValueError: low = high = np.nan
             table.loc[line, [f"{name}_low", f"{name}_high"]] = low, high
         if base is not None: table.loc[line, "base_log_loss"] = log_loss(label[rows], base[rows])
@@ -338,10 +371,10 @@ def column_auc(
     numeric: bool, # Whether the column is a quantity
     seed: int = 0, # Of the folds
 ) -> float: # 0.5 to 1; one half tells nothing
-    """How well one column alone tells clicks from the rest: a quantity by its order, words by their click
-    rate in other rows.
+    """How well one column alone separates clicks from the rest: a quantity by its order, words by their
+    click rate in other rows.
 
-    Missing values of a quantity are a group of their own, below all others.
+    Missing values of a quantity form a group of their own, below all others.
     """
     y = np.asarray(label, dtype=float)
     if numeric:
@@ -353,13 +386,13 @@ def column_auc(
         clicks, rows = (np.bincount(code*5 + fold, w, minlength=(code.max() + 1)*5).reshape(-1, 5)
                         for w in (y, np.ones(len(y))))
         others = lambda x: (x.sum(1, keepdims=True) - x)[code, fold]
-        # five made-up rows of the mean hold back words that are rare
+        # five made-up rows of the mean click rate damp rare words
         score = (others(clicks) + 5*y.mean())/(others(rows) + 5)
-    found = auc(y, score)
-    return float(max(found, 1 - found))
+    value = auc(y, score)
+    return float(max(value, 1 - value))
 
-def suspects(rows, log): # Features of the training rows that tell the label all by themselves: column -> AUC
-    schema, found = log.schema, {}
+def suspects(rows, log): # Features that give the label away on their own: column -> AUC on training rows
+    schema, suspicious = log.schema, {}
     part = rows.sample(min(len(rows), 200_000), random_state=0)
     labels = [y for y in (part[name].to_numpy(dtype=float) for name in schema.labels) if y.min() < y.max()]
     for c in (*schema.categorical, *schema.numeric):
@@ -371,14 +404,13 @@ def suspects(rows, log): # Features of the training rows that tell the label all
             value = table[c].reindex(Vocabulary(words_=table[key].tolist()).encode(part[key]) - 1)
         score = max((column_auc(value.reset_index(drop=True), label, c in schema.numeric)
                      for label in labels), default=0.)
-        if score > SUSPECT_COLUMN: found[c] = score
-    return found
+        if score > SUSPECT_COLUMN: suspicious[c] = score
+    return suspicious
 
 def _warnings(leaks, metrics): # Lines for the screen and for the card
     lines = [
         f"WARNING: column {c!r} alone tells clicks from the rest (AUC {score:.3f} on the training rows). Is "
-        "it known before the "
-             f"click? If not, leave it out with --drop {c}" for c, score in leaks.items()]
+        f"it known before the click? If not, leave it out with --drop {c}" for c, score in leaks.items()]
     best = metrics.loc[metrics.index == "all", "auc"].max()
     if best > SUSPECT_MODEL and not leaks:
         lines.append(
@@ -389,11 +421,18 @@ def _warnings(leaks, metrics): # Lines for the screen and for the card
 
 # Training
 
+def callbacks(
+    patience: int, # Epochs without a lower validation loss
+    progress: bool, # Whether a bar is drawn
+) -> tuple: # As for fit
+    """What the command attends to while it trains."""
+    return FiniteCheck(), KeepBest(patience), *((Progress(),) if progress else ())
+
 def find_model(
     name: str, # One of model_names(), or package.module:Class
-) -> str: # The name it is known by
-    """A model by its name; a module of the user's own is imported because the user says so, never because a
-    file does.
+) -> str: # The name under which it is registered
+    """A model by its name; a user's own module is imported because the user names it, never because a file
+    does.
 
     Raises: `ValueError` for a name that is unknown, a module that cannot be imported, or a class that is not
     a Recommender.
@@ -403,37 +442,37 @@ def find_model(
         model_class(name)
         return name
     import_module(module)
-    found = sys.modules[module]
-    for part in kind.split("."): found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, Recommender)):
+    value = sys.modules[module]
+    for part in kind.split("."): value = getattr(value, part, None)
+    if not (isinstance(value, type) and issubclass(value, Recommender)):
         raise ValueError(f"--model {name}: {module} has no class {kind!r} that is a Recommender")
-    return found.name
+    return value.name
 
-def import_module(name): # A module of the user's, from the folder where the command runs too
+def import_module(name): # A user's module; it may lie in the folder where the command runs
     if os.getcwd() not in sys.path and "" not in sys.path: sys.path.insert(0, os.getcwd())
     try: importlib.import_module(name)
     except ImportError as e: raise ValueError(f"module {name!r} cannot be imported: {e}") from e
 
-def _free(out, resume, overwrite): # Is there something in the folder that must not be lost?
+def _check_out(out, resume, overwrite): # Refuse to write where something would be lost
     if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"{out} is a file: name a folder")
     if foreign := foreign_file(out, "run.json", OURS):
-        raise ValueError(f"{out} holds {foreign!r}, which is not of a run: name a new or an empty folder")
+        raise ValueError(f"{out} holds {foreign!r}, which no run wrote: name a new or an empty folder")
     done, begun = (Path(out)/"run.json").exists(), _begun(out).exists()
     if resume and not begun:
         if done:
             raise ValueError(
-                f"{out} holds a finished run: nothing is left to resume; name another folder, or --overwrite "
-                "it")
-        raise FileNotFoundError(f"there is no run for {out} that was begun: leave --resume out")
+                f"{out} holds a finished run, so there is nothing to resume: name another folder, or use "
+                "--overwrite")
+        raise FileNotFoundError(f"there is no unfinished run for {out}: leave out --resume")
     if not (resume or overwrite):
         if begun:
             raise ValueError(
-                f"a run for {out} was stopped: --resume goes on with it, --overwrite begins again")
+                f"a run for {out} was stopped: --resume continues it, --overwrite starts again")
         if done:
             raise ValueError(
-                f"{out} holds a trained model: name another folder, or say --overwrite to replace it")
+                f"{out} holds a trained model: name another folder, or use --overwrite to replace it")
 
-def _begun(out): return work_folder(out)/"checkpoint"/"checkpoint.json" # There while a run is not finished
+def _begun(out): return work_folder(out)/"checkpoint"/"checkpoint.json" # Exists while a run is unfinished
 
 # Number of this process, under torchrun
 def _rank(): return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
@@ -441,44 +480,43 @@ def _rank(): return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_
 def train_log(
     log: str | Path, # A .csv, .csv.gz or .parquet file, or movielens-100k
     out: str | Path, # Folder for the model and all that belongs to it; made if it is not there
-    schema: Schema | None = None, # Which column means what; None: the mall's names, and those of its features that the log has
-    columns: dict | None = None, # Without a schema: other names of the five columns, such as dict(user="who")
+    schema: Schema | None = None, # Which column means what; None: the mall's names, if the log has them
+    columns: dict | None = None, # Without a schema: names of the five columns, such as dict(user="who")
     users: str | Path | None = None, # File with one row per user
     items: str | Path | None = None, # File with one row per item
-    split: str = "time", # time: the latest rows are the test; user: other users are
-    price: str | None = None, # Column of prices that clean shall check
+    split: str = "time", # Test rows: time, the latest; user, those of other users
+    price: str | None = None, # Column of prices that clean checks
     time_unit: str | None = None, # As for read_log; "none" keeps any numbers as they are
     any_time: bool = False, # Accept times outside 1990 to 2099
     window: float = 5., # Seconds within which rows of one user, item and scenario are one exposure
     drop: tuple = (), # Features to leave out
-    resume: bool = False, # Go on with a run that was stopped
+    resume: bool = False, # Continue a run that was stopped
     overwrite: bool = False, # Replace what the folder holds
     seed: int = 0, # Of the weights, the order of the rows and a split by user
-    say=print, # What to do with a line of news
+    say=print, # Called with each line of progress
     model: str = "interest", # Name of a model, or package.module:Class
     params: dict | None = None, # Its arguments, such as fusion and heads
-    patience: int = 2, # Stop after so many epochs without a lower validation loss
-    progress: bool = True, # A bar per epoch, where somebody watches
+    patience: int = 2, # Stop after this many epochs without a lower validation loss
+    progress: bool = True, # A bar per epoch, in a terminal
     **training, # epochs, batch_size, lr, device, precision, as for fit
-) -> pd.DataFrame: # What measure says of the test rows; in other processes than the first an empty frame
+) -> pd.DataFrame: # As measure returns it for the test rows; empty in all processes but the first
     """Train on a log and write model, preprocessor, log, metrics, pictures and a model card into a folder.
 
-    The folder is made beside its place and swapped in when it is complete: whatever fails leaves the old one
-    as it was.
+    The folder is made beside its place and swapped in when it is complete: a failure leaves the old one as
+    it was.
 
     Raises: `ValueError`, `FileNotFoundError`, `OSError` for what is wrong with log, options or folder;
-    `KeyboardInterrupt` that
-    names the checkpoint.
+    `KeyboardInterrupt` that names the checkpoint.
     """
     training = dict(epochs=10, batch_size=1024, lr=4e-3, precision="fp32", device="auto") | training
     if split not in ("time", "user"): raise ValueError(f"split is time or user, got {split!r}")
     name, first = find_model(model), _rank() == 0
-    if not first: say = say_nothing
+    if not first: say = _silent
     if training["device"] != "auto": pick_device(training["device"])
     whole_number("patience", patience)
     out = Path(out).expanduser()
     settle(out)
-    if first or not resume: _free(out, resume, overwrite)
+    if first or not resume: _check_out(out, resume, overwrite)
     before = _stamp(out)
     try:
         with replaced_folder(out) if first else contextlib.nullcontext(work_folder(out)) as work:
@@ -493,13 +531,13 @@ def train_log(
     except KeyboardInterrupt: raise KeyboardInterrupt(_stopped(out, before)) from None
     return metrics
 
-def _stamp(out): # Tells a run from the one that replaces it
+def _stamp(out): # Differs between a run and the one that replaces it
     with contextlib.suppress(OSError): return (Path(out)/"run.json").stat().st_ino
 
 
 @dataclass
 class _Training:
-    "What is carried from reading to writing."
+    "A training of the command, from the clean log to the folder."
     data: Log
     out: Path
     work: Path
@@ -514,44 +552,43 @@ class _Training:
     say: object
 
     def go(self, first): # Everything up to the metrics
-        self.ready()
+        self.prepare()
         schema, train, valid, test = self.data.schema, *self.batches
         features = [*schema.categorical, *schema.numeric]
-        self.say(
-            f"Features: {', '.join(features) if features else 'none but the ids; name columns of your log in a schema file to use them'}")
+        hint = "none but the ids; name columns of your log in a schema file to use them"
+        self.say(f"Features: {', '.join(features) or hint}")
         set_seed(self.seed)
         self.model = build(self.name, self.prep.spec, **self.params)
-        _as_json(self.model) # better to hear now than after training that an argument cannot be kept
+        plain_params(self.model) # an argument that cannot be saved is refused before training
         self.say(
             f"Learning from {len(train):,} rows, choosing the epoch on {len(valid):,}, testing on "
             f"{len(test):,}")
         folder = self.work/"checkpoint"
         if first and not self.resume: shutil.rmtree(folder, ignore_errors=True)
-        callbacks = (FiniteCheck(), KeepBest(self.patience), *((Progress(),) if self.progress else ()),
-                     Checkpoint(folder, self.resume))
-        self.log = fit(self.model, train, valid, seed=self.seed, callbacks=callbacks, **self.training)
+        self.log = fit(self.model, train, valid, seed=self.seed, **self.training, callbacks=(
+            *callbacks(self.patience, self.progress), Checkpoint(folder, self.resume)))
         for row in self.log.frame.to_dict("records"):
-            judged = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}"
-                               for k, v in row.items() if k.startswith("valid_auc"))
-            self.say(
-                f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss "
-                f"{row['valid_loss']:.4f}, {judged}"
-                     f"{'   <- kept' if row['epoch'] == self.log.best_epoch else ''}")
+            aucs = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}"
+                             for k, v in row.items() if k.startswith("valid_auc"))
+            kept = "   <- kept" if row["epoch"] == self.log.best_epoch else ""
+            self.say(f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss "
+                     f"{row['valid_loss']:.4f}, {aucs}{kept}")
         if not first: return pd.DataFrame()
         self.say("Measuring on the test rows")
         self.model.to("cpu")
         self.metrics = judge(self.model, self.prep, self.parts[2], test, self.rates)
+        self.weights = weight_maps(self.model, test)
         self.warned = _warnings(self.leaks, self.metrics)
         for line in self.warned: self.say(line)
-        self.about = dict(format=FORMAT, log=self.data.name, schema=asdict(schema), split=self.cut,
-                          seed=self.seed, model=self.name, params=self.params,
-            training=self.training | dict(patience=self.patience), best_epoch=self.log.best_epoch,
-                          rates=self.rates, suspects=self.leaks,
-            rows=dict(read=self.data.cleaning.rows_in, kept=self.data.cleaning.rows_out)
-                          | dict(zip(("train", "valid", "test"), map(len, self.parts))), versions=versions())
+        cleaning, sizes = self.data.cleaning, dict(zip(("train", "valid", "test"), map(len, self.parts)))
+        self.about = dict(
+            format=FORMAT, log=self.data.name, schema=asdict(schema), split=self.cut, seed=self.seed,
+            model=self.name, params=self.params, training=self.training | dict(patience=self.patience),
+            best_epoch=self.log.best_epoch, rates=self.rates, suspects=self.leaks,
+            rows=dict(read=cleaning.rows_in, kept=cleaning.rows_out) | sizes, versions=versions())
         return self.metrics
 
-    def ready(self): # The three batches, the rows they are made of, and what to remember
+    def prepare(self): # The three batches, and the rows they are made of
         data, say = self.data, self.say
         say(f"{in_options(data.cleaning)}\n\n{show(log_summary(data.rows, data.schema))}\n")
         parts, self.cut = _split(data, self.split, self.seed)
@@ -570,9 +607,8 @@ class _Training:
         known = data.rows[data.rows[data.schema.scenario].isin(scenarios)]
         self.kept_log = EventLog(known if self.cut["by"] == "time" else pd.concat(parts[:2]), data.users,
                                  data.schema)
-        self.rates = {name:
-                      parts[0].groupby(data.schema.scenario)[
-                          name].mean().loc[list(self.prep.scenarios_)].tolist() for name in data.schema.labels}
+        rates = parts[0].groupby(data.schema.scenario)[list(data.schema.labels)].mean()
+        self.rates = rates.loc[list(self.prep.scenarios_)].to_dict("list")
 
     # Model, preprocessor, log, then what is made for readers; run.json names the checksums of the first three
     def keep(self, folder):
@@ -582,96 +618,75 @@ class _Training:
             write_whole(folder/"metrics.csv", self.metrics.to_csv().encode())
             write_whole(folder/"metrics.json",
                         as_json(self.metrics.reset_index().to_dict("records")).encode())
-            for name, content in self.pictures().items(): write_whole(folder/name, content)
+            for name, content in pictures(self.log, self.weights).items(): write_whole(folder/name, content)
             write_whole(folder/"model_card.md", plain_text(self.card()).encode())
             write_record(folder, "run", self.about | dict(belongs=belongs), {})
         except Exception as e:
-            said = (f"{e}; the training is not lost: what was in {self.out} is as it was, and --resume "
-                    "writes "
-                    "the results again")
-            raise (OSError(e.errno, said) if isinstance(e, OSError) else ValueError(said)) from e
-
-    def pictures(self): # Name: bytes of a png file
-        import matplotlib
-        # a scenario called $10_$20 is no formula
-        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-            # a letter that a font lacks, a name too long for its place: no news for a terminal
-            warnings.simplefilter("ignore", UserWarning)
-            axes = self.log.plot()
-            axes.figure.tight_layout()
-            made = {"curve.png": picture(axes.figure)}
-            if maps := weights(self.model, self.batches[2]):
-                made["attention.png"] = picture(plot_map({k: plain_labels(v) for k, v in maps.items()}))
-        return made
+            message = (f"{e}; the training is not lost: {self.out} is as it was before, and --resume writes "
+                       "the results again")
+            raise (OSError(e.errno, message) if isinstance(e, OSError) else ValueError(message)) from e
 
     def card(self): # Markdown
-        shown = self.metrics.assign(
-            **{"AUC (95 %)": [_span(*row) for row in self.metrics[["auc", "auc_low", "auc_high"]].to_numpy()],
-                                       "log loss (95 %)":
-               [_span(*row)
-                for row in self.metrics[["log_loss", "log_loss_low", "log_loss_high"]].to_numpy()]})
-        columns = [c for c in ("task", "rows", "users", "click_rate", "AUC (95 %)", "gauc", "log loss (95 %)",
-                               "base_log_loss") if c in shown]
-        shown = shown[columns].rename(columns=dict(base_log_loss="log loss of the click rate", gauc="GAUC",
-                                                   click_rate="click rate"))
-        how = ", ".join(f"{k} {v}" for k, v in self.about["training"].items() if v is not None)
-        pictures = "the losses of each epoch: curve.png" + (
-            "; the weights that the model gives to each history: attention.png"
-            if weights(self.model, self.batches[2]) else "")
-        made = [f"trained with: {how}; best epoch {self.log.best_epoch} of {len(self.log.frame)}", pictures]
-        return model_card(self.model, shown, seed=self.seed,
-            title=f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}",
-                          data=plain_text(self.data.name),
+        table = self.metrics.assign(**{
+            "AUC (95 %)": _spans(self.metrics, "auc"), "log loss (95 %)": _spans(self.metrics, "log_loss")})
+        order = ("task", "rows", "users", "click_rate", "AUC (95 %)", "gauc", "log loss (95 %)",
+                 "base_log_loss")
+        table = table[[c for c in order if c in table]].rename(columns=dict(
+            click_rate="click rate", gauc="GAUC", base_log_loss="log loss of the click rate"))
+        settings = ", ".join(f"{k} {v}" for k, v in self.about["training"].items() if v is not None)
+        files = "the losses of each epoch: curve.png"
+        if self.weights: files += "; the weights that the model gives to each history: attention.png"
+        made = [f"trained with: {settings}; best epoch {self.log.best_epoch} of {len(self.log.frame)}", files]
+        title = f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}"
+        return model_card(self.model, table, seed=self.seed, title=title, data=plain_text(self.data.name),
                           batch=self.batches[2][:1], rows=[*_data_lines(self), *self.warned], made=made)
 
 
-def plain_labels(frame): return frame.rename(index=plain_text, columns=plain_text)
-
-# Title and map for the picture of attention; None where the model explains no weights
-def weights(model, batch):
-    if len(model.spec.scenarios) > 40: return None
-    with torch.inference_mode(): told = model.explain(batch[:1])
-    if told is None or told.weights is None: return None
-    seen = attention_map(model, batch)
-    if seen.notna().all().all(): return {"weight of each history (test rows with all of them)": seen}
+def weight_maps(model, batch): # Title and map for attention.png; None where the model explains no weights
+    if len(model.spec.scenarios) > 40: return None # nobody could read it
+    with torch.inference_mode(): explanation = model.explain(batch[:1])
+    if explanation is None or explanation.weights is None: return None
+    complete = attention_map(model, batch)
+    if complete.notna().all().all(): return {"weight of each history (test rows with all of them)": complete}
     return {"mean weight of each history (all test rows)": attention_map(model, batch, complete=False)}
 
 def versions(): # What a result may depend on
     return dict(multiscene_rec=multiscene_rec.__version__, torch=torch.__version__, numpy=np.__version__,
                 pandas=pd.__version__, python=platform.python_version())
 
-def _when(seconds): # A moment in words, or as it is where it is not one
-    return datetime.fromtimestamp(int(seconds),
-        timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if 6e8 < seconds < 4.2e9 else f"{int(seconds):,}"
+def _when(seconds): # A moment in words; a number that is not a time stays a number
+    if not 6e8 < seconds < 4.2e9: return f"{int(seconds):,}"
+    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 def _data_lines(run): # Of the model card: where the rows came from and where they went
     log, cut, time, cleaning = run.data, run.cut, run.data.schema.time, run.data.cleaning
     lines = [
         f"{cleaning.rows_in:,} rows were read from {plain_text(log.name)}, {cleaning.rows_out:,} were kept."]
-    lines += [f"{rows:,} rows {action} by the rule \"{rule}\" (see 03_preprocess)." for rule, action,
-              rows in cleaning.counts.itertuples(index=False) if rows]
+    lines += [f"{rows:,} rows {action} by the rule \"{rule}\" (see 03_preprocess)."
+              for rule, action, rows in cleaning.counts.itertuples(index=False) if rows]
     lines += [f"The rows run from {_when(log.rows[time].min())} to {_when(log.rows[time].max())}."]
-    how = (f"by time: validation from {_when(cut['valid_from'])}, test from {_when(cut['test_from'])}"
-           if cut["by"] == "time"
-           else f"by user, seed {cut['seed']}: no user is in two parts")
+    split = (f"by time: validation from {_when(cut['valid_from'])}, test from {_when(cut['test_from'])}"
+             if cut["by"] == "time"
+             else f"by user, seed {cut['seed']}: no user is in two parts")
     train, valid, test = map(len, run.parts)
     return [*lines,
-            f"Split {how}. {train:,} rows to learn from, {valid:,} to choose the epoch, {test:,} to test.",
+            f"Split {split}. {train:,} rows to learn from, {valid:,} to choose the epoch, {test:,} to test.",
             *(f"{note[0].upper()}{note[1:]}." for note in run.notes)]
 
-def _span(value, low, high): # A number and its interval
-    if np.isnan(value): return "-"
-    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _spans(metrics, name): # Each number with its interval
+    def span(value, low, high):
+        if np.isnan(value): return "-"
+        return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return [span(*row) for row in metrics[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
 
-def _stopped(out, before): # For Ctrl-C
+def _stopped(out, before): # The message after Ctrl-C
     if _stamp(out) not in (None, before): return f"stopped when all was done: {out} holds the whole run"
     if not _begun(out).exists():
-        return f"stopped before the first epoch was over: nothing was saved for {out}"
-    return (f"stopped; the last whole epoch is kept beside {out}: the same command with --resume goes on "
-            "from "
-            "it")
+        return f"stopped before the first epoch was complete: nothing was saved for {out}"
+    return (f"stopped; the last complete epoch is kept beside {out}: the same command with --resume "
+            "continues from it")
 
-# Metrics of some rows; with several tasks a block of lines for each
+# Metrics of some rows, with several tasks one block of lines per task
 def judge(model, prep, rows, batch, rates):
     code, prob, tables = batch.scenario.numpy(), predict(model, batch).numpy(), []
     names = np.array(prep.scenarios_, dtype=object)[code]
@@ -701,8 +716,7 @@ def load_run(
     """Read a run back; its parts must be those it was written with.
 
     Raises: `FileNotFoundError`; `ValueError` naming the file that is damaged or of another run; `ImportError`
-    for a model or a
-    part that is not defined here.
+    for a model or a part that is not defined here.
     """
     folder = Path(folder).expanduser()
     settle(folder)
@@ -715,13 +729,12 @@ def load_run(
     for name in ("model", "preprocess", "log"):
         path = folder/name/f"{name}.json"
         if name == "log" and not path.is_file(): continue
-        try: found = json.loads(path.read_bytes().decode()).get("checksum") if path.is_file() else None
-        # its own reader says what is wrong with it
-        except (ValueError, AttributeError, RecursionError): found = None
-        if found is not None and found != belongs.get(name):
+        try: own = json.loads(path.read_bytes().decode()).get("checksum") if path.is_file() else None
+        except (ValueError, AttributeError, RecursionError): own = None # its own reader will name the damage
+        if own is not None and own != belongs.get(name):
             raise ValueError(
-                f"{path} does not belong to this run: it was written by another one; put the run's own file "
-                "back, or train again")
+                f"{path} does not belong to this run: another run wrote it; put the run's own file back, or "
+                "train again")
     try: model, prep = Recommender.load(folder/"model"), Preprocessor.load(folder/"preprocess")
     except ImportError as e: raise ImportError(f"{e}; the command imports it with --import MODULE") from e
     if model.spec != prep.spec:
@@ -733,7 +746,7 @@ def load_run(
     return Run(folder, model, prep, load_log(folder/"log") if (folder/"log"/"log.json").is_file() else None,
                about)
 
-def _well_formed(about): # What is read of run.json later on; returns the checksums of the parts
+def _well_formed(about): # The fields of run.json that are used later; returns the checksums of the parts
     kinds = dict(belongs=dict, split=dict, rates=dict, window=(int, float), any_time=bool,
                  price=(str, type(None)), time_unit=(str, type(None)))
     for name, kind in kinds.items():
@@ -754,7 +767,7 @@ def _newer(run, path, users):
         data = open_log(path, None if str(path) == "movielens-100k" else schema, about["price"],
                         time_unit=about["time_unit"], any_time=about["any_time"], window=about["window"])
         data.rows = _ids_as_known(run, data.rows, path)
-        # the spelling of the training counts, not the commonest of this file
+        # scenarios are spelt as in training, not as most often in this file
         known = {str(s).casefold(): s for s in run.prep.scenarios_}
         if len(known) == len(run.prep.scenarios_):
             spelled = data.rows[schema.scenario].map(lambda s: known.get(str(s).casefold(), s))
@@ -767,7 +780,7 @@ def _newer(run, path, users):
     if run.log is None: return EventLog(data.rows, table, schema), data
     return with_news(run.log, data.rows, table if users is not None else None), data
 
-# 7 and "7" are one id where text was meant; text where numbers were is a mistake that no number would show
+# Where training had text, 7 becomes "7"; text where training had numbers would match nothing, unnoticed
 def _ids_as_known(run, rows, path):
     schema, known = run.prep.schema, {run.prep.schema.item: run.prep.items_[run.prep.schema.item]}
     if run.log is not None: known[schema.user] = pd.Series(run.log.ids)
@@ -775,14 +788,14 @@ def _ids_as_known(run, rows, path):
         was, now = (pd.api.types.is_numeric_dtype(x) for x in (ids, rows[c]))
         if was and not now:
             odd = rows[c][~rows[c].map(str).str.fullmatch(r"0|-?[1-9]\d{0,17}")]
-            at = f", row {odd.index[0] + 1} below the header: {odd.iloc[0]!r}" if len(odd) else ""
+            where = f", row {odd.index[0] + 1} below the header: {odd.iloc[0]!r}" if len(odd) else ""
             raise ValueError(
-                f"{path}: column {c!r}{at}: the ids of the training are whole numbers, such as "
+                f"{path}: column {c!r}{where}: the ids of the training are whole numbers, such as "
                 f"{ids.iloc[0]}: write them the same way")
         if now and not was: rows = rows.assign(**{c: rows[c].astype(str)})
     return rows
 
-def _strangers(run, rows, path): # A log that knows nobody was perhaps written by another program
+def _strangers(run, rows, path): # Lines on ids of which none is known: a sign of another program's log
     notes, schema = [], run.prep.schema
     known = {schema.item: (run.prep.items_[schema.item], "item")} | ({} if run.log is None
         else {schema.user: (run.log.ids, "user")})
@@ -796,11 +809,11 @@ def _strangers(run, rows, path): # A log that knows nobody was perhaps written b
 def evaluate_log(
     folder: str | Path, # That train_log wrote
     log: str | Path, # A file with the columns of the training log, or movielens-100k
-    used: bool = False, # Count rows too that the model has learned from
+    used: bool = False, # Also count rows that the model has learned from
     users: str | Path | None = None, # A newer file with one row per user
-    say=print, # What to do with a line of news
-) -> pd.DataFrame: # What measure says of the rows
-    """Score a log with a trained model.
+    say=print, # Called with each line of news
+) -> pd.DataFrame: # As measure returns it
+    """Measure a trained model on a log.
 
     Raises: `ValueError`, `FileNotFoundError` for what is wrong with folder or log, and if no row is left.
     """
@@ -813,8 +826,8 @@ def evaluate_log(
     elif not used:
         if run.log is None:
             raise ValueError(
-                f"{run.folder} was shipped without its log, so nobody can say which users the model was "
-                "trained with: --used counts all rows")
+                f"{run.folder} was shipped without its log, so the users that the model was trained with are "
+                "not known: --used counts all rows")
         rows = rows[~rows[schema.user].isin(run.log.ids)]
     if len(rows) < len(data.rows):
         say(f"{len(data.rows) - len(rows):,} of {len(data.rows):,} rows left out: the model was trained with "
@@ -849,7 +862,7 @@ def list_for(
         if new.any():
             notes.append(
                 f"{int(new.sum()):,} of {len(new):,} rows of {log} are in scenarios that the model does not "
-                "know: they count as nobody's history")
+                "know: they count in no history")
         notes += _strangers(run, data.rows, log)
     note = "; ".join(notes) or None
     try: return recommend(run.model, run.prep, whole, user, scenario, **options), note

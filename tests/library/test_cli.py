@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiscene_rec import cli, data
+from multiscene_rec import cli, commands, data
 
 
 def run(*args, cwd, **env):
@@ -69,7 +69,8 @@ def test_the_demo_keeps_no_data_of_users_and_is_replaced_whole(mall_demo):
     names = {p.name for p in out.iterdir()}
     assert names == {"metrics.csv", "attention.png", "curve.png", "demo.txt", "model",
                      "preprocess"} and not storage.work_folder(out).exists()
-    assert storage.foreign_file(out, "demo.txt", cli._DEMO) is None, "a second demo could not replace it"
+    foreign = storage.foreign_file(out, "demo.txt", commands._DEMO_FILES)
+    assert foreign is None, "a second demo could not replace it"
 
 
 def test_python_m_is_the_command(tmp_path):
@@ -81,12 +82,12 @@ def test_python_m_is_the_command(tmp_path):
 
 
 def test_help_of_train_names_every_option(tmp_path):
-    said = run("train", "--help", cwd=tmp_path, COLUMNS="200").stdout
-    names = (
-        "user item scenario time label schema users items drop split price window time-unit any-time model "
-        "set fusion heads epochs batch-size "
-             "lr patience seed device precision resume overwrite progress out").split()
-    assert all(f"--{name} " in said for name in names), [name for name in names if f"--{name} " not in said]
+    help_text = run("train", "--help", cwd=tmp_path, COLUMNS="200").stdout
+    names = ("user item scenario time label schema users items drop split price window time-unit any-time "
+             "model set fusion heads epochs batch-size lr patience seed device precision resume overwrite "
+             "progress out").split()
+    missing = [name for name in names if f"--{name} " not in help_text]
+    assert not missing
 
 
 def test_same_seed_same_numbers(mall_demo, tmp_path):
@@ -152,4 +153,5 @@ def test_true_mixing_against_simulated_tastes(similarity):
 
 def test_words_of_python_are_understood_as_arguments_of_a_model():
     words = ["heads=shared", "hidden=[4,2]", "fusion=mean", "rate=None", "n=3"]
-    assert cli._pairs("--set", words) == dict(heads="shared", hidden=[4, 2], fusion="mean", rate=None, n=3)
+    expected = dict(heads="shared", hidden=[4, 2], fusion="mean", rate=None, n=3)
+    assert commands._pairs("--set", words) == expected

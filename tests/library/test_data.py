@@ -433,7 +433,8 @@ def test_an_epoch_holds_each_row_once(B, size, shuffle, seed):
 def test_batches_are_slices_of_one_gather():
     batch = build(**parts(B=10))
     first, second, _ = batch.batches(4, shuffle=True)
-    assert (first.fields.untyped_storage().data_ptr() == second.fields.untyped_storage().data_ptr() != batch.fields.untyped_storage().data_ptr())
+    memory = lambda batch: batch.fields.untyped_storage().data_ptr()
+    assert memory(first) == memory(second) != memory(batch)
     assert next(batch.batches(4)).label.data_ptr() == batch.label.data_ptr()
     orders = {tuple(b.label.tolist()) for seed in range(5) for b in batch.batches(10, shuffle=True,
         seed=seed)}
@@ -490,10 +491,12 @@ def test_a_batch_without_rows_or_with_a_name_twice():
         data.Batch({}, dict(title=torch.zeros(3, 2)))
     with pytest.raises(ValueError, match="Batch.x: is among the rows and among the tables"):
         data.Batch(dict(x=torch.zeros(3)), dict(x=torch.zeros(3)))
-    with pytest.raises(ValueError, match="Batch: a part's name is a string, got 3"): data.Batch({3: torch.zeros(3)})
-    with pytest.raises(AttributeError, match="no part 'price'; it has fields, dense"): build(**parts()).price
+    with pytest.raises(ValueError, match="Batch: a part's name is a string, got 3"):
+        data.Batch({3: torch.zeros(3)})
+    with pytest.raises(AttributeError, match="no part 'price'; it has fields, dense"):
+        _ = build(**parts()).price
     with pytest.raises(AttributeError, match="no part 'history'; it has x"):
-        data.Batch(dict(x=torch.zeros(3))).history
+        _ = data.Batch(dict(x=torch.zeros(3))).history
 
 
 @pytest.mark.parametrize("name", ["scenario", "fields", "history_row"])
@@ -1101,9 +1104,10 @@ def test_the_real_coupons():
 
 # MovieLens
 
-ATOMIC = {"inter":
-          "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t5\t881250949\n2\t2\t3\t881250950\n3\t1\t4\t881250951\n",
-          "user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n1\t24\tM\twriter\t85711\n2\t35\tF\tother\t94043\n3\t34\tF\tother\t94043\n",
+ATOMIC = {"inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t5\t881250949\n"
+                   "2\t2\t3\t881250950\n3\t1\t4\t881250951\n",
+          "user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+                  "1\t24\tM\twriter\t85711\n2\t35\tF\tother\t94043\n3\t34\tF\tother\t94043\n",
           "item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n1\tToy "
                   "Story\t1995\tAnimation Children's Comedy\n2\t\"Quoted\"\t\tunknown\n"}
 GENRES = "unknown Action Adventure Animation Children's Comedy".split()
@@ -1151,4 +1155,5 @@ def test_movielens_says_how(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"at .*: pip install --no-deps recbole .*grouplens"):
         logs.load_movielens_100k(tmp_path)
     monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="no MovieLens-100K on this machine"): logs.load_movielens_100k()
+    with pytest.raises(FileNotFoundError, match="no MovieLens-100K on this machine"):
+        logs.load_movielens_100k()

@@ -161,7 +161,7 @@ def test_a_newer_log_may_spell_scenarios_in_its_own_way(trained, log, tmp_path, 
                               "--log", tmp_path/"news.csv", "--json")
         assert code == 0, err
         lists[name] = json.loads(out)
-        assert ("are in scenarios that the model does not know: they count as nobody's history" in err) == (
+        assert ("are in scenarios that the model does not know: they count in no history" in err) == (
             name == "elsewhere")
     assert lists["loud"] == lists["as before"] != lists["elsewhere"]
 
@@ -347,7 +347,7 @@ def test_a_test_set_of_one_class_has_a_dash_for_auc(log, place, tmp_path, capsys
     assert code == 0 and json.loads((tmp_path/"m"/"metrics.json").read_text())[-1]["auc"] is None, err
 
 
-@pytest.mark.wrong("--items: … column …, row … below the header has no id such as the log's",
+@pytest.mark.wrong("--items: … column …, row … below the header has no id like those of the log",
                    area="the command",
                    cause="An id of the file is missing, or is text where the log has whole numbers.",
                    remedy="Write the ids the way the log has them.")
@@ -362,7 +362,7 @@ def test_files_of_users_and_items_that_do_not_fit(log, place, tmp_path, capsys):
                 tmp_path/"m", option, tmp_path/"side.csv", *QUICK)
     attempt(pd.concat([items, items.head(1)]), "stands twice")
     attempt(items.assign(what=["x", *items.what[1:].astype(str)]),
-            "column 'what', row 1 below the header has no id such as the log's")
+            "column 'what', row 1 below the header has no id like those of the log")
     attempt(items.rename(columns=dict(what="id")), "lacks column 'who'", "--users")
     refused(capsys, "--items: no such file", "train", place/"log.csv", "--schema", place/"schema.json",
             "--out", tmp_path/"m", "--items", tmp_path/"none.csv")
@@ -391,7 +391,7 @@ def test_schema_files_and_options(place, tmp_path, capsys):
     attempt('{"user": 3}', "column names are non-empty strings")
     attempt('{"categorical": "city"}', "not one string")
     attempt('{"categorical": 3}', "s.json")
-    attempt(json.dumps(SCHEMA), "--schema names the columns already: leave --user out", "--user", "who")
+    attempt(json.dumps(SCHEMA), "--schema names the columns already: leave out --user", "--user", "who")
     refused(capsys, "no such schema file", "train", place/"log.csv", "--out", tmp_path/"m", "--schema",
             tmp_path/"none.json")
     assert not list(tmp_path.glob("m/*.json"))
@@ -400,7 +400,8 @@ def test_schema_files_and_options(place, tmp_path, capsys):
 @pytest.mark.parametrize("args, says", [
     (("--lr", "0"), "lr must be above 0"), (("--precision", "fp8"), "fp8"),
     (("--device", "gpu"), "unknown device"), (("--fusion", "blend"), "blend"),
-    (("--epochs", "0"), "--epochs"), (("--split", "row"), "row"), (("--resume",), "there is no run for")])
+    (("--epochs", "0"), "--epochs"), (("--split", "row"), "row"),
+    (("--resume",), "there is no unfinished run for")])
 def test_options_that_cannot_be(args, says, place, tmp_path, capsys):
     refused(capsys, says, "train", place/"log.csv", "--schema", place/"schema.json", "--out", tmp_path/"m",
             *args)
@@ -428,8 +429,8 @@ def test_lists_for_the_unknown(trained, capsys):
     refused(capsys, "scenario 'attic' is unknown; choose from cart, home, live, search", "recommend", trained,
             "--user", 1, "--scenario", "attic")
     code, out, err = call(capsys, "recommend", trained, "--user", 987654, "--scenario", "home", "-k", 3)
-    assert code == 0 and len(
-        out.splitlines()) == 4 and "user 987654 is not in the log: this is a list for a newcomer, without a history" in err
+    assert code == 0 and len(out.splitlines()) == 4
+    assert "user 987654 is not in the log: this is a list for a newcomer, without a history" in err
     refused(capsys, "--user: the users of this model are whole numbers, got 'ann'", "recommend", trained,
             "--user", "ann", "--scenario", "home")
 
@@ -451,14 +452,14 @@ def copy_of(folder, to):
     return Path(shutil.copytree(folder, to))
 
 
-@pytest.mark.wrong("… holds a trained model: name another folder, or say --overwrite to replace it",
+@pytest.mark.wrong("… holds a trained model: name another folder, or use --overwrite to replace it",
                    area="the command", cause="The folder is the result of an earlier training.",
                    remedy="Give another --out, or --overwrite if the old model is not needed.")
 def test_a_trained_model_is_not_overwritten_by_chance(trained, place, tmp_path, capsys):
     folder = copy_of(trained, tmp_path/"m")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     args = ("train", place/"log.csv", "--schema", place/"schema.json", "--out", folder, "--epochs", 1)
-    refused(capsys, "holds a trained model: name another folder, or say --overwrite to replace it", *args)
+    refused(capsys, "holds a trained model: name another folder, or use --overwrite to replace it", *args)
     refused(capsys, "holds a finished run", *args, "--resume")
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     (tmp_path/"bad.csv").write_text("who,what\n1,2\n")
@@ -553,10 +554,10 @@ def until(condition, child, seconds=120):
 
 
 @pytest.mark.wrong(
-    "stopped; the last whole epoch is kept beside …: the same command with --resume goes on from it",
+    "stopped; the last complete epoch is kept beside …: the same command with --resume continues from it",
     area="the command", cause="Ctrl-C was pressed.",
     remedy="Repeat the command with --resume; it ends in the same weights as if it had never been stopped.")
-@pytest.mark.wrong("a run for … was stopped: --resume goes on with it, --overwrite begins again",
+@pytest.mark.wrong("a run for … was stopped: --resume continues it, --overwrite starts again",
                    area="the command", cause="An earlier run into this folder did not end.",
                    remedy="Say which of the two you want.")
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
@@ -568,11 +569,11 @@ def test_ctrl_c_keeps_and_names_the_checkpoint_and_resume_ends_in_the_same_weigh
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "Traceback" not in err and len(err.splitlines()) == 1
-    assert (f"stopped; the last whole epoch is kept beside {tmp_path/'m'}: the same command with --resume "
-            "goes on from it" in err)
+    assert (f"stopped; the last complete epoch is kept beside {tmp_path/'m'}: the same command with "
+            "--resume continues from it" in err)
     assert not (tmp_path/"m").exists()
     refused(capsys,
-            f"a run for {tmp_path/'m'} was stopped: --resume goes on with it, --overwrite begins again",
+            f"a run for {tmp_path/'m'} was stopped: --resume continues it, --overwrite starts again",
             *plan, "--out", tmp_path/"m")
     (tmp_path/"m").mkdir()
     refused(capsys, "was stopped: finish it with train --resume", "recommend", tmp_path/"m", "--user", 1,
@@ -595,7 +596,7 @@ def test_ctrl_c_while_overwriting_leaves_the_old_model_and_can_be_resumed(traine
     assert child.communicate(timeout=60) and child.returncode == 130
     assert (folder/"model"/"model.safetensors").read_bytes() == before
     assert call(capsys, "recommend", folder, "--user", 1, "--scenario", "home")[0] == 0
-    refused(capsys, "was stopped: --resume goes on with it", *plan)
+    refused(capsys, "was stopped: --resume continues it", *plan)
     assert call(capsys, *plan, "--resume")[0] == 0
     assert (folder/"model"/"model.safetensors").read_bytes() != before and not storage.work_folder(
         folder).exists()
@@ -841,7 +842,7 @@ def test_a_number_that_overflows_is_refused_before_training(trained, small, tmp_
 
 
 @pytest.mark.wrong(
-    "…; the training is not lost: what was in … is as it was, and --resume writes the results again",
+    "…; the training is not lost: … is as it was before, and --resume writes the results again",
     area="the command",
                    cause="The model is trained, and something failed while the results were written, such as "
                          "a full disk.",
@@ -856,7 +857,9 @@ def test_a_failure_after_training_leaves_the_old_model_and_resume_writes_again(w
         def full(*_, **__): raise OSError(errno.ENOSPC, "No space left on device")
         patch.setattr(runs, where, full)
         code, _, err = call(capsys, *args, "--overwrite")
-    assert code == 2 and f"the training is not lost: what was in {tmp_path/'m'} is as it was, and --resume writes the results again" in err, err
+    says = (f"the training is not lost: {tmp_path/'m'} is as it was before, and --resume writes the results "
+            "again")
+    assert code == 2 and says in err, err
     assert bytes_of(tmp_path/"m") == before
     code, out, err = call(capsys, *args, "--resume")
     assert code == 0 and "epoch 1" in out and bytes_of(tmp_path/"m") != before and not storage.work_folder(
@@ -888,7 +891,7 @@ def test_a_disk_that_is_full_at_any_size_leaves_the_old_model(trained, small, tm
     finally: subprocess.run(["umount", disk])
 
 
-@pytest.mark.wrong("… holds …, which is not of a run: name a new or an empty folder", area="the command",
+@pytest.mark.wrong("… holds …, which no run wrote: name a new or an empty folder", area="the command",
                    cause="The folder given as --out holds files of yours, which the result would replace.",
                    remedy="Give another --out. What is in the folder is untouched.")
 def test_a_folder_of_somebody_else_is_left_alone(small, trained, tmp_path, capsys):
@@ -899,22 +902,22 @@ def test_a_folder_of_somebody_else_is_left_alone(small, trained, tmp_path, capsy
     before = bytes_of(tmp_path/"thesis")
     for more in ((), ("--overwrite",)):
         refused(capsys,
-                f"{tmp_path/'thesis'} holds 'checkpoint', which is not of a run: name a new or an empty "
+                f"{tmp_path/'thesis'} holds 'checkpoint', which no run wrote: name a new or an empty "
                 "folder", *args, *more)
-    refused(capsys, "which is not of a run", *args, "--resume")
+    refused(capsys, "which no run wrote", *args, "--resume")
     assert bytes_of(tmp_path/"thesis") == before
     copy_of(trained, tmp_path/"m")
     (tmp_path/"m"/"notes.txt").write_text("mine") # a run, and a file of one's own in it
-    refused(capsys, "holds 'notes.txt', which is not of a run", *train_args(tmp_path, small), "--overwrite")
+    refused(capsys, "holds 'notes.txt', which no run wrote", *train_args(tmp_path, small), "--overwrite")
 
 
-@pytest.mark.wrong("… holds …, which is not of a demo: name a new folder with --out", area="the command",
+@pytest.mark.wrong("… holds …, which no demo wrote: name a new folder with --out", area="the command",
                    cause="The demo would replace a folder that it did not write, such as a trained model.",
                    remedy="Give another --out.")
 def test_the_demo_does_not_replace_a_trained_model(trained, tmp_path, capsys):
     copy_of(trained, tmp_path/"m")
     before = bytes_of(tmp_path/"m")
-    refused(capsys, "which is not of a demo: name a new folder with --out", "demo", "--quick", "--out",
+    refused(capsys, "which no demo wrote: name a new folder with --out", "demo", "--quick", "--out",
             tmp_path/"m")
     assert bytes_of(tmp_path/"m") == before
 
@@ -964,8 +967,8 @@ def test_resume_goes_on_with_the_same_run_alone(change, small, tmp_path, capsys,
 
 
 @pytest.mark.wrong(
-    "… does not belong to this run: it was written by another one; put the run's own file back, or train "
-    "again", area="files",
+    "… does not belong to this run: another run wrote it; put the run's own file back, or train again",
+    area="files",
                    cause="A part of one run's folder was copied into another's.",
     remedy="Copy whole folders, or put the part of the same run back.")
 @pytest.mark.parametrize("part", ["model", "preprocess", "log", "run.json"])
@@ -984,7 +987,7 @@ def test_parts_of_two_runs_do_not_go_together(part, trained, place, tmp_path, ca
     for words in (("recommend", folder, "--user", 1, "--scenario", "home"),
                   ("evaluate", folder, place/"log.csv")):
         refused(capsys,
-                "does not belong to this run: it was written by another one; put the run's own file back, or "
+                "does not belong to this run: another run wrote it; put the run's own file back, or "
                 "train again", *words)
 
 
@@ -1073,7 +1076,7 @@ def test_text_ids_that_look_like_numbers_in_a_newer_log(small, tmp_path, capsys)
     "… of … ids in column … are not in the file of --users: they count as unknown in every column of that "
     "file", area="the command", cause="The log has users that the file does not describe.",
     remedy="Add them to the file, if more is known.")
-@pytest.mark.wrong("--items: …: column … holds no id of the log; the log has …, the file …",
+@pytest.mark.wrong("--items: …: no id in column … occurs in the log; the log has …, the file …",
                    area="the command",
                    cause="The ids of the file are written otherwise than those of the log.",
                    remedy="Write them in the same way.")
@@ -1081,7 +1084,7 @@ def test_text_ids_that_look_like_numbers_in_a_newer_log(small, tmp_path, capsys)
                    area="the command", cause="Two columns of the file have the same name.",
                    remedy="Rename one of them.")
 @pytest.mark.wrong(
-    "in … of … rows column … of the log is not what the file of --items says of the item: training reads the "
+    "in … of … rows column … of the log differs from the file of --items: training reads the "
     "log, lists read the file", area="the command",
                    cause="Log and file of items contradict each other, perhaps because an item has changed.",
     remedy="Nothing needs to be done if the file is the newer one.")
@@ -1106,10 +1109,10 @@ def test_tables_that_know_some_and_tables_that_know_none(small, tmp_path, capsys
         frame.to_csv(tmp_path/"items.csv", index=False, **how)
         refused(capsys, says, *args)
     attempt(items.assign(what=[1.5, *items.what[1:]]),
-            "column 'what', row 1 below the header has no id such as the log's")
+            "column 'what', row 1 below the header has no id like those of the log")
     attempt(items.assign(what=items.what.map("{:04d}".format)),
-            "column 'what', row 1 below the header has no id such as the log's")
-    attempt(items.assign(what=items.what + 10**6), "column 'what' holds no id of the log; the log has")
+            "column 'what', row 1 below the header has no id like those of the log")
+    attempt(items.assign(what=items.what + 10**6), "no id in column 'what' occurs in the log; the log has")
     attempt(items.assign(more=1).set_axis(["what", "category", "category"], axis=1),
             "column 'category' appears twice in the header; rename one of the two")
     attempt(items.set_axis(["what", "what"], axis=1), "column 'what' appears twice in the header")
@@ -1118,8 +1121,8 @@ def test_tables_that_know_some_and_tables_that_know_none(small, tmp_path, capsys
                         tmp_path/"items.csv")
     n = json.loads((tmp_path/"m"/"run.json").read_text())["rows"]["kept"]
     assert (code == 0
-            and f"in {n} of {n} rows column 'category' of the log is not what the file of --items says of "
-                "the item: training reads the log, lists read the file" in out)
+            and f"in {n} of {n} rows column 'category' of the log differs from the file of --items: "
+                "training reads the log, lists read the file" in out)
 
 
 def test_a_newer_file_of_users(small, tmp_path, capsys):
@@ -1253,7 +1256,7 @@ def test_a_scenario_that_begins_with_dashes(small, tmp_path, capsys):
     assert code == 0 and len(out.splitlines()) == 3, err
 
 
-@pytest.mark.wrong("user … has seen every item; say --seen to show them again", area="lists",
+@pytest.mark.wrong("user … has seen every item; add --seen to show them again", area="lists",
                    cause="The user has seen everything in the log's items.", remedy="Say --seen.")
 def test_who_has_seen_all(small, tmp_path, capsys):
     user, items = int(small.who[0]), small.what.unique()
@@ -1261,7 +1264,7 @@ def test_who_has_seen_all(small, tmp_path, capsys):
         when=lambda f: f.when.min() + np.arange(len(f))*60)
     assert call(capsys, *train_args(tmp_path, all_))[0] == 0
     code, _, err = call(capsys, "recommend", tmp_path/"m", "--user", user, "--scenario", "home")
-    assert code == 2 and f"user {user} has seen every item; say --seen to show them again" in err, err
+    assert code == 2 and f"user {user} has seen every item; add --seen to show them again" in err, err
     assert len(json.loads(call(capsys, "recommend", tmp_path/"m", "--user", user, "--scenario", "home",
                                "--seen", "--json", "-k", 1000)[1])) == len(items)
 

@@ -551,8 +551,9 @@ def test_numbers_of_another_module_are_named_before_it_is_built(tmp_path, change
         if not net.a.weight.is_meta: built.append(net)
         return net
     with pytest.raises(ValueError) as e: storage.build_from(tmp_path/"model", make, tensors)
-    assert str(
-        e.value) == f"{tmp_path/'model'}.safetensors does not fit the model that {tmp_path/'model'}.json describes: {says}" and not built
+    path = tmp_path/"model"
+    assert str(e.value) == f"{path}.safetensors does not fit the model that {path}.json describes: {says}"
+    assert not built
 
 
 def test_a_description_that_asks_for_too_much_costs_no_memory(tmp_path):

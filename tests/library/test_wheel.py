@@ -70,7 +70,8 @@ class Block:
     "Refuse packages of the borrowed folder that multiscene_rec does not ask for."
     refused = {refused!r}
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.refused: raise ModuleNotFoundError("No module named " + repr(name) + " (not in the bare environment)", name=name)
+        if name.split(".")[0] in self.refused:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (not in the bare environment)", name=name)
 sys.meta_path.insert(0, Block())
 '''
 
@@ -143,7 +144,8 @@ for name in multiscene_rec.__all__:
     except ModuleNotFoundError as e:
         if not (e.name or "").startswith("multiscene_rec."): raise
         missing.append(name)
-print(json.dumps(dict(first=first, loaded=sorted({n.split(".")[0] for n in sys.modules}), missing=missing, names=len(multiscene_rec.__all__))))
+loaded = sorted({n.split(".")[0] for n in sys.modules})
+print(json.dumps(dict(first=first, loaded=loaded, missing=missing, names=len(multiscene_rec.__all__))))
 """
 
 
