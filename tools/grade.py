@@ -119,8 +119,8 @@ def _reason(e):
 class Nursery:
     """The process that the students' processes are copies of; a new one is started where it does not answer.
 
-    `user` is (uid, gid) of another user for the students' processes, which only root can ask for. `alone` says
-    that this process has no other children: then what outlives this one is ended too.
+    `user` is (uid, gid) of another user for the students' processes, which only root can ask for. `alone`
+    says that the grader has no other children: then what outlives this process is ended too.
     """
     def __init__(self, user=None, alone=False):
         self.process, self.user, self.alone = None, user, alone
@@ -150,6 +150,7 @@ class Nursery:
     @contextlib.contextmanager
     def copy(self, mib=MIB):
         "(socket to a new student's process, file of what it prints); the process is ended afterwards."
+        if self.process is not None and self.process.poll() is not None: self.__exit__()
         if self.process is None: self._start()
         with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as place:
             ours, theirs = socket.socketpair()

@@ -145,7 +145,6 @@ def main():
     torch.set_num_threads(1) # a fork has none of its parent's threads, and would wait for them
     control = socket.socket(fileno=os.dup(0))
     load_course()
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is the grader's, which ends this process
     shield((SUBREAPER, 1), (DUMPABLE, 0))
     control.sendall(b"+")
     while True:
