@@ -59,16 +59,16 @@ def go(folder, epochs, batch_size, resume=False, dies=-1):
     m = model.InterestModel(spec, widths=(16, 8), hidden=(16,), d_embed=4).double()
     beside, kept = Beside(dies), train.Checkpoint(folder/"run", resume=resume)
     callbacks = train.FiniteCheck(), train.KeepBest(), train.Progress(), beside, kept
-    log = train.fit(m, rows, valid, epochs=epochs, batch_size=batch_size, lr=1e-2, device="cpu",
+    trained = train.fit(m, rows, valid, epochs=epochs, batch_size=batch_size, lr=1e-2, device="cpu",
                     callbacks=callbacks)
-    return m, log, beside
+    return m, trained, beside
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    "Weights and log of a single process with twice the batch, after three epochs."
-    m, log, _ = go(tmp_path_factory.mktemp("one"), 3, 2*BATCH)
-    return m.state_dict(), log
+    "Weights and TrainingLog of a single process with twice the batch, after three epochs."
+    m, trained, _ = go(tmp_path_factory.mktemp("one"), 3, 2*BATCH)
+    return m.state_dict(), trained
 
 
 def together(folder, epochs, resume=False, dies=-1, seconds=90):
@@ -94,13 +94,13 @@ def found(folder, rank):
 
 def agree(folder, alone, epochs):
     "Losses and weights of both processes equal those of one."
-    state, log = alone
+    state, trained = alone
     for rank in (0, 1):
         told, weights = found(folder, rank)
-        frame = pd.DataFrame(told["log"])
-        assert list(frame.epoch) == list(range(1, epochs + 1)) and told["best"] == log.best_epoch
+        frame = pd.DataFrame(told["results"])
+        assert list(frame.epoch) == list(range(1, epochs + 1)) and told["best"] == trained.best_epoch
         for name in ("train_loss", "valid_loss", "valid_auc"):
-            np.testing.assert_allclose(frame[name], log.frame[name], rtol=0, atol=1e-9)
+            np.testing.assert_allclose(frame[name], trained.frame[name], rtol=0, atol=1e-9)
         for name, w in weights.items():
             torch.testing.assert_close(w, state[name], rtol=0, atol=1e-9, msg=lambda m,
                                        name=name: f"{name}: {m}")
@@ -169,7 +169,8 @@ if __name__ == "__main__":
     out, epochs, resume, dies = Path(sys.argv[1]), *map(int, sys.argv[2:])
     wrote, real = [], checkpoints.write_record
     checkpoints.write_record = lambda *a: (wrote.append(1), real(*a))[1]
-    m, log, beside = go(out, epochs, BATCH, bool(resume), dies)
+    m, trained, beside = go(out, epochs, BATCH, bool(resume), dies)
     torch.save(m.state_dict(), out/f"{beside.rank}.pt")
-    told = dict(log=log.frame.to_dict("records"), best=log.best_epoch, seen=beside.seen, wrote=bool(wrote))
+    told = dict(results=trained.frame.to_dict("records"), best=trained.best_epoch, seen=beside.seen,
+                wrote=bool(wrote))
     (out/f"{beside.rank}.json").write_text(json.dumps(told))

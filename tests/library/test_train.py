@@ -237,8 +237,8 @@ def test_one_step_of_fit_is_one_step_of_adam(tiny):
     wanted = {name: train.adam_step(w.detach(), torch.zeros_like(w) if g is None else g, torch.zeros_like(w),
                                     torch.zeros_like(w), 1, lr=1e-3)[0]
               for (name, w), g in zip(before.items(), found)}
-    history = fit(m, rows, epochs=1, batch_size=len(rows), lr=1e-3)
-    assert history.frame.train_loss.item() == pytest.approx(loss.item(), abs=1e-5)
+    trained = fit(m, rows, epochs=1, batch_size=len(rows), lr=1e-3)
+    assert trained.frame.train_loss.item() == pytest.approx(loss.item(), abs=1e-5)
     for (name, w), g in zip(m.named_parameters(), found):
         # below, the sign is rounding
         sure = torch.zeros_like(w, dtype=torch.bool) if g is None else g.abs() > 1e-6
@@ -259,21 +259,21 @@ def test_loss_of_an_epoch_is_the_mean_over_rows(tiny):
 def test_thirty_two_rows_by_heart(tiny):
     spec, rows = tiny[0], tiny[1]
     assert 0 < rows[-32:].label.mean() < 1
-    history = fit(fresh(spec, widths=(64, 32), hidden=(64,), d_embed=8), rows[-32:], epochs=150,
+    trained = fit(fresh(spec, widths=(64, 32), hidden=(64,), d_embed=8), rows[-32:], epochs=150,
                   batch_size=32, lr=1e-2)
-    assert history.frame.train_loss.iloc[-1] < .01
+    assert trained.frame.train_loss.iloc[-1] < .01
 
 
 def test_validation_loss_chooses_the_epoch(tiny):
     spec, rows, valid = tiny[:3]
     m = fresh(spec)
-    history = fit(m, rows, valid, **GO | dict(epochs=8, lr=2e-2))
-    frame = history.frame
+    trained = fit(m, rows, valid, **GO | dict(epochs=8, lr=2e-2))
+    frame = trained.frame
     assert list(frame.columns) == ["epoch", "train_loss", "valid_loss",
                                    "valid_auc"] and frame.epoch.tolist() == list(range(1, 9))
-    assert history.best_epoch == frame.epoch[frame.valid_loss.argmin()] < 8
+    assert trained.best_epoch == frame.epoch[frame.valid_loss.argmin()] < 8
     prob = train.predict(m, valid)
-    best = frame.set_index("epoch").loc[history.best_epoch]
+    best = frame.set_index("epoch").loc[trained.best_epoch]
     assert torch.nn.functional.binary_cross_entropy(prob.double(),
         valid.label.double()).item() == pytest.approx(best.valid_loss, abs=1e-5)
     assert metrics.auc(valid.label, prob) == pytest.approx(best.valid_auc, abs=1e-6)
@@ -286,16 +286,16 @@ def test_validation_loss_chooses_the_epoch(tiny):
 
 def test_without_validation_the_last_epoch_stays(tiny):
     spec, rows = tiny[:2]
-    history = fit(fresh(spec), rows, **GO)
-    assert history.best_epoch == 2 and history.frame[["valid_loss", "valid_auc"]].isna().all(axis=None)
+    trained = fit(fresh(spec), rows, **GO)
+    assert trained.best_epoch == 2 and trained.frame[["valid_loss", "valid_auc"]].isna().all(axis=None)
 
 
 def test_soft_labels_have_a_loss_and_no_auc(tiny):
     spec, rows, valid = tiny[:3]
     soft = with_parts(valid, label=valid.label*.8 + .1)
     m = fresh(spec)
-    history = fit(m, rows, soft, **GO)
-    assert history.frame.valid_loss.notna().all() and history.frame.valid_auc.isna().all()
+    trained = fit(m, rows, soft, **GO)
+    assert trained.frame.valid_loss.notna().all() and trained.frame.valid_auc.isna().all()
     found, prob = train.evaluate(m, soft), train.predict(m, soft).double()
     assert found["loss"] == pytest.approx(nn.functional.binary_cross_entropy(prob,
         soft.label.double()).item(), abs=1e-6)
@@ -350,8 +350,8 @@ def test_any_module_can_be_trained_and_resumed(tiny, tmp_path):
         torch.manual_seed(0)
         return Simple(rows.dense.shape[1])
     whole, cut, rest = made(), made(), made()
-    history = fit(whole, rows, valid, **GO | dict(epochs=4))
-    assert history.frame.train_loss.iloc[-1] < history.frame.train_loss.iloc[0]
+    trained = fit(whole, rows, valid, **GO | dict(epochs=4))
+    assert trained.frame.train_loss.iloc[-1] < trained.frame.train_loss.iloc[0]
     fit(cut, rows, valid, **GO, checkpoint=tmp_path)
     fit(rest, rows, valid, **GO | dict(epochs=4), checkpoint=tmp_path, resume=True)
     assert same(whole, rest)
@@ -670,9 +670,9 @@ def test_keep_best_watches_another_column(tiny):
     spec, rows, valid = tiny[:3]
     go = GO | dict(epochs=7, lr=2e-2)
     for watch, larger in (("valid_auc", True), ("valid_auc", False), ("train_loss", False)):
-        log = train.fit(fresh(spec), rows, valid, **go, callbacks=(KeepBest(watch=watch, larger=larger),))
-        assert log.best_epoch == log.frame.epoch[log.frame[watch].argmax() if larger
-                                                 else log.frame[watch].argmin()]
+        trained = train.fit(fresh(spec), rows, valid, **go, callbacks=(KeepBest(watch=watch, larger=larger),))
+        assert trained.best_epoch == trained.frame.epoch[trained.frame[watch].argmax() if larger
+                                                 else trained.frame[watch].argmin()]
     with pytest.raises(ValueError,
                        match="KeepBest watches 'valid_gauc', which is not among the columns epoch, "
                              "train_loss, valid_loss, valid_auc: name one of them, watch=..."):
@@ -726,11 +726,12 @@ def two_tasks():
 def test_several_tasks():
     spec, (rows, valid, test), frames = two_tasks()
     m = fresh(spec)
-    log = fit(m, rows, valid, **GO | dict(epochs=3))
-    assert list(log.frame.columns) == ["epoch", "train_loss", "valid_loss", "valid_auc_clicked",
+    trained = fit(m, rows, valid, **GO | dict(epochs=3))
+    assert list(trained.frame.columns) == ["epoch", "train_loss", "valid_loss", "valid_auc_clicked",
                                        "valid_auc_bought"]
-    prob, best = train.predict(m, valid), log.frame.set_index("epoch").loc[log.best_epoch]
-    assert prob.shape == (len(valid), 2) and log.frame.train_loss.iloc[-1] < log.frame.train_loss.iloc[0]
+    prob, best = train.predict(m, valid), trained.frame.set_index("epoch").loc[trained.best_epoch]
+    assert prob.shape == (len(valid), 2)
+    assert trained.frame.train_loss.iloc[-1] < trained.frame.train_loss.iloc[0]
     bce = [nn.functional.binary_cross_entropy(prob[:, k].double(), valid.label[:, k].double()).item()
            for k in (0, 1)]
     assert best.valid_loss == pytest.approx(sum(bce), abs=1e-5)
@@ -778,8 +779,8 @@ def test_resume_after_a_kill_inside_an_epoch_gives_the_same_bits(tiny, tmp_path,
     fit(whole, rows, valid, **go)
     with pytest.raises(KeyboardInterrupt):
         fit(doomed, rows, valid, **go, checkpoint=tmp_path, beside=(Killed(steps),))
-    history = fit(rest, rows, valid, **go, checkpoint=tmp_path, resume=True)
-    assert same(whole, rest) and len(history.frame) == 4
+    trained = fit(rest, rows, valid, **go, checkpoint=tmp_path, resume=True)
+    assert same(whole, rest) and len(trained.frame) == 4
 
 
 class Counting(torch.optim.Optimizer):
@@ -871,10 +872,10 @@ def test_resume_keeps_the_best_weights_and_the_patience_of_before(tiny, tmp_path
     one = fit(whole, rows, valid, **go, patience=1)
     assert one.best_epoch == len(one.frame) - 1 < 8
     for epochs in range(1, 10):
-        history = fit(rest if epochs == 9 else fresh(spec), rows, valid, **go | dict(epochs=epochs),
+        trained = fit(rest if epochs == 9 else fresh(spec), rows, valid, **go | dict(epochs=epochs),
                       patience=1, checkpoint=tmp_path, resume=epochs > 1)
     assert same(whole, rest)
-    pd.testing.assert_frame_equal(one.frame, history.frame, check_exact=True)
+    pd.testing.assert_frame_equal(one.frame, trained.frame, check_exact=True)
     # more patience than before goes on
     longer = fit(fresh(spec), rows, valid, **go, patience=3, checkpoint=tmp_path, resume=True)
     assert len(longer.frame) > len(one.frame)
