@@ -121,7 +121,8 @@ def in_order(
     Raises: `ValueError` for a single one, a class, or something else.
     """
     if isinstance(callbacks, kind):
-        raise ValueError("callbacks is a single callback; write a tuple: callbacks=(it,)")
+        name = type(callbacks).__name__
+        raise ValueError(f"callbacks is a single callback; write a tuple: callbacks=({name}(),)")
     for c in callbacks:
         if isinstance(c, kind): continue
         what = f"the class {c.__name__}; write {c.__name__}()" if isinstance(c, type) \

@@ -65,14 +65,14 @@ def test_each_row_gets_a_gradient_of_its_own(data):
 def test_fit_trains_with_clipped_gradients_and_noise(data):
     spec, train, valid = data
     go = dict(epochs=2, batch_size=256, lr=3e-3, device="cpu")
-    logs, models = {}, {}
+    frames, models = {}, {}
     for name, extra in {"plain": (), "wide": (Private(256, clip=1e6),),
                         "private": (Private(256, clip=.5, noise=1.),)}.items():
         set_seed(0)
         models[name] = InterestModel(spec)
-        logs[name] = fit(models[name], train[:1024], valid, callbacks=(KeepBest(), *extra), **go).frame
+        frames[name] = fit(models[name], train[:1024], valid, callbacks=(KeepBest(), *extra), **go).frame
     # With room for every gradient and without noise it is the plain run, up to rounding
-    torch.testing.assert_close(torch.tensor(logs["wide"].train_loss), torch.tensor(logs["plain"].train_loss),
+    torch.testing.assert_close(torch.tensor(frames["wide"].train_loss), torch.tensor(frames["plain"].train_loss),
                                atol=1e-3, rtol=0)
-    assert logs["private"].train_loss.notna().all() and not torch.equal(
+    assert frames["private"].train_loss.notna().all() and not torch.equal(
         *(next(models[n].predictors.parameters()) for n in ("plain", "private")))
