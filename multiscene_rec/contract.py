@@ -1,4 +1,4 @@
-"""What every model must do, as a test that any model can be put through. Written by hand; it teaches
+"""What every model must do, as a test for any model; exports of models. Written by hand; it teaches
 nothing."""
 import copy
 import inspect
@@ -25,12 +25,12 @@ __all__ = ["check_recommender", "export_program", "export_onnx"]
 CHECKS = {} # Name: function of a subject, in the order in which they run
 
 
-def _check(f): # Under its own words
+def _check(f): # Registered under its own name, written as words
     CHECKS[f.__name__.strip("_").replace("_", " ")] = f
     return f
 
 
-class _Subject: # What is checked
+class _Subject: # The model that is checked, with its data
     def __init__(self, kind, spec, batch, params):
         self.kind, self.spec, self.batch, self.params = kind, spec, batch, params
         self.device = batch.device
@@ -49,26 +49,25 @@ def check_recommender(
 ) -> list: # Names of the checks that were made
     """Put a model through the contract of the course, as scikit-learn's `check_estimator` does.
 
-    Shapes; finite without any history; permutation of rows; independence of the rest of the batch in
-    evaluation; 32 rows by
-    heart; saved and loaded in a fresh process; resumed to the bit; the same on a GPU, where there is one;
-    `torch.export`.
+    Shapes; finite scores without any history; the order of the rows; independence of the rest of the batch
+    in evaluation; 32 rows learned by heart; saved, and loaded in a fresh process; resumed to the bit; the
+    same on a GPU, if there is one; `torch.export`.
 
     Raises: `AssertionError` that says which promise is broken and what to look at.
     """
     if not (isinstance(kind, type) and issubclass(kind, Recommender)):
         raise AssertionError(f"{kind!r} is not a subclass of Recommender")
     if len(batch) < 64: raise AssertionError(f"check_recommender needs 64 rows or more, got {len(batch)}")
-    if wrong := [name for name in skip if name not in CHECKS]:
-        raise ValueError(f"there is no check {wrong[0]!r}; the checks are {', '.join(CHECKS)}")
+    if unknown := [name for name in skip if name not in CHECKS]:
+        raise ValueError(f"there is no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
     subject, made = _Subject(kind, spec, batch, params), []
     for name, check in CHECKS.items():
         if name in skip: continue
-        try: done = check(subject)
+        try: result = check(subject)
         except AssertionError as e: raise AssertionError(f"{kind.__name__}: {name}: {e}") from e
         except Exception as e:
             raise AssertionError(f"{kind.__name__}: {name}: {type(e).__name__}: {e}") from e
-        if done is not False: made.append(name)
+        if result is not False: made.append(name) # False: there is nothing to check
     return made
 
 
@@ -89,7 +88,7 @@ def _shape(spec, n): return (n,) if len(spec.tasks) == 1 else (n, len(spec.tasks
 def _keeps_its_arguments(s):
     model = s.fresh()
     again = s.kind(s.spec, **model.get_params())
-    _assert(again.get_params() == model.get_params(), "built again from get_params() it has other arguments")
+    _assert(again.get_params() == model.get_params(), "a model built from get_params() has other arguments")
     _assert(model.spec == s.spec, "it changed its spec")
 
 @_check
@@ -132,7 +131,7 @@ def _is_finite_without_any_history(s):
             "rows of newcomers give gradients that are not finite")
 
 def without_history(batch):
-    "The same rows, as if nobody had done anything before."
+    "The same rows, as if nobody had a history."
     parts = {}
     if "present_table" in batch.tables: parts["present_table"] = torch.zeros_like(batch.present_table)
     if "seq_stop" in batch.rows: parts["seq_stop"] = batch.seq_start.clone()
@@ -160,10 +159,10 @@ def _does_not_read_the_answer(s):
     _assert(_close(_scores(model, flipped), _scores(model, batch)),
             "its scores change with the rows' own labels")
     if "seq_stop" not in batch.rows: return
-    place = torch.arange(len(batch.event_label), device=s.device)
+    position = torch.arange(len(batch.event_label), device=s.device)
     for i in range(0, len(batch), max(len(batch)//16, 1)):
         row = batch[i]
-        other = (place < row.seq_start) | (place >= row.seq_stop)
+        other = (position < row.seq_start) | (position >= row.seq_stop)
         label = torch.where(other.view(-1, *[1]*(batch.event_label.ndim - 1)), 1 - batch.event_label,
                             batch.event_label)
         hidden = with_parts(row, event_label=label, event_item=torch.where(other, 0, batch.event_item))
@@ -174,11 +173,12 @@ def _does_not_read_the_answer(s):
 @_check
 def _explains_what_it_scores(s):
     model = s.fresh().eval()
-    with torch.no_grad(): told = model.explain(s.batch)
-    if told is None: return False
-    _assert(_close(told.logits, _scores(model, s.batch)), "explain gives other log-odds than forward")
-    _assert(told.weights.shape == (len(s.batch), len(s.spec.scenarios)),
-            f"the weights have shape {tuple(told.weights.shape)}, expected one per row and scenario")
+    with torch.no_grad(): explanation = model.explain(s.batch)
+    if explanation is None: return False
+    _assert(_close(explanation.logits, _scores(model, s.batch)), "explain gives other log-odds than forward")
+    shape = tuple(explanation.weights.shape)
+    _assert(shape == (len(s.batch), len(s.spec.scenarios)),
+            f"the weights have shape {shape}, expected one per row and scenario")
 
 @_check
 def _tells_items_apart_for_diverse_lists(s):
@@ -199,10 +199,10 @@ def _learns_rows_by_heart(s):
             f"after {len(log.frame)} passes over 32 rows the loss is {loss:.3f}: a wire is loose")
 
 def different(batch, n):
-    "At most n rows, none of them like another in all inputs."
+    "At most n rows whose inputs all differ."
     seen, keep = set(), []
     for i in range(len(batch)):
-        row = tuple(x[i].flatten().tolist().__str__() for name, x in batch.rows.items()
+        row = tuple(str(x[i].flatten().tolist()) for name, x in batch.rows.items()
                     if name not in ("label", "history_row", "seq_start", "seq_stop", "seq_time"))
         if row not in seen:
             seen.add(row)
@@ -223,7 +223,7 @@ class _Until(KeepBest): # Stop as soon as the loss is small
 def _is_the_same_when_loaded_in_a_fresh_process(s):
     try: file = inspect.getsourcefile(s.kind) if s.kind.__module__ != "__main__" else None
     except (TypeError, OSError): file = None
-    # defined in a notebook: there is nothing to import
+    # a class of a notebook or of a function cannot be imported
     if file is None or "<locals>" in s.kind.__qualname__: return False
     model = s.fresh().cpu()
     batch = s.batch.to("cpu")
@@ -233,10 +233,10 @@ def _is_the_same_when_loaded_in_a_fresh_process(s):
         write_record(folder, "batch", dict(format=1, rows=list(batch.rows), tables=list(batch.tables)),
                      batch.rows | batch.tables)
         write_record(folder, "expected", dict(format=1), {"scores": expected})
-        env = os.environ | {"PYTHONPATH":
-                            os.pathsep.join([str(Path(__file__).parents[1]), *(p for p in sys.path if p)])}
+        paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
         command = [sys.executable, "-c", _FRESH, folder, s.kind.__module__, file, *user_modules(model)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True,
+                              timeout=300)
     _assert(done.returncode == 0,
             f"a fresh process could not load it: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
@@ -248,17 +248,18 @@ folder, module, file, *needs = sys.argv[1:]
 for name in needs: importlib.import_module(name)
 try: importlib.import_module(module)
 except ImportError:
-    found = importlib.util.spec_from_file_location(module, file)
-    sys.modules[module] = importlib.util.module_from_spec(found)
-    found.loader.exec_module(sys.modules[module])
+    spec = importlib.util.spec_from_file_location(module, file)
+    sys.modules[module] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[module])
 from multiscene_rec.data import Batch
 from multiscene_rec.model import Recommender
 from multiscene_rec.storage import read_record
 about, parts = read_record(folder, "batch", "check_recommender", 1)
 batch = Batch({k: parts[k] for k in about["rows"]}, {k: parts[k] for k in about["tables"]})
-wanted = read_record(folder, "expected", "check_recommender", 1)[1]["scores"]
-with torch.no_grad(): found = Recommender.load(folder)(batch)
-if not torch.allclose(found, wanted, rtol=1e-5, atol=1e-6): sys.exit(f"its scores differ by {(found - wanted).abs().max():.2g}")
+expected = read_record(folder, "expected", "check_recommender", 1)[1]["scores"]
+with torch.no_grad(): scores = Recommender.load(folder)(batch)
+if not torch.allclose(scores, expected, rtol=1e-5, atol=1e-6):
+    sys.exit(f"its scores differ by {(scores - expected).abs().max():.2g}")
 """
 
 @_check
@@ -290,19 +291,19 @@ def _goes_through_torch_export(s):
     model, batch = s.fresh().cpu(), unlabelled(s.batch.to("cpu"))
     program = export_program(model, batch)
     for part in (batch, batch[:7]):
-        with torch.no_grad(): found = program.module()(part)
-        _assert(_close(found, _scores(model, part)), "the exported program gives other scores")
+        with torch.no_grad(): scores = program.module()(part)
+        _assert(_close(scores, _scores(model, part)), "the exported program gives other scores")
 
 
 def unlabelled(
     batch: Batch, # Rows
-) -> Batch: # The same without the labels, which nobody has when a model is used
-    """What a model gets when it is used."""
+) -> Batch: # The same without labels
+    """What a model gets when it is used: nobody knows the answers yet."""
     return Batch({name: x for name, x in batch.rows.items() if name != "label"}, batch.tables)
 
 def export_program(
     model: nn.Module, # On the CPU
-    batch: Batch, # A few rows, without labels; any number of rows and table rows will do later
+    batch: Batch, # A few rows without labels; the graph takes any number of rows and table rows
 ) -> torch.export.ExportedProgram: # Of one argument, the batch
     """The model as a graph without Python, by `torch.export`; `program.module()(batch)` runs it."""
     shapes = torch.export.ShapesCollection()
@@ -314,8 +315,8 @@ def export_onnx(
     batch: Batch, # As for export_program
     path: str | Path, # The .onnx file to write
 ) -> list: # Names of the inputs, the parts of the batch in their order
-    """The model for ONNX Runtime; its inputs are the parts of the batch under their names, its output is
-    called logits.
+    """Write the model for ONNX Runtime; its inputs are the parts of the batch under their names, its output
+    is called logits.
 
     Raises: `ImportError` naming the extra `export`.
     """

@@ -32,15 +32,15 @@ def pick_device(
 ) -> torch.device: # The device to pass on to .to()
     """Pick the device to compute on; a named device that is absent is an error, never a silent fallback.
 
-    Raises: `ValueError` for a name that is no device, `RuntimeError` for a device this machine lacks.
+    Raises: `ValueError` for a name that is not a device, `RuntimeError` for a device this machine lacks.
     """
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if prefer == "auto": return torch.device(next(name for name in ("cuda", "mps", "cpu") if have[name]))
+    available = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    if prefer == "auto": return torch.device(next(name for name, usable in available.items() if usable))
     kind, _, index = str(prefer).partition(":")
-    if kind not in have or (index and not index.isdigit()):
+    if kind not in available or (index and not index.isdigit()):
         raise ValueError(f"unknown device {prefer!r}: use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'")
-    there = have[kind] and (kind != "cuda" or not index or int(index) < torch.cuda.device_count())
-    if not there:
+    missing = kind == "cuda" and index and int(index) >= torch.cuda.device_count()
+    if missing or not available[kind]:
         raise RuntimeError(f"device {prefer!r} was asked for but this machine has none; use 'auto' or 'cpu'")
     return torch.device(prefer)
 
@@ -52,20 +52,20 @@ def check_shape(
 ) -> dict[str, int]: # The size of each named axis
     """Check a shape against named axes and return the sizes, so that later checks can use them.
 
-    A name that stands twice must have the same size twice.
+    A name that appears twice must have the same size twice.
 
     Raises: `ValueError` that names the axis, what was expected and what came.
     """
     names, shape = axes.split(), tuple(x.shape)
-    wanted = f"({', '.join(names)})"
+    form = f"({', '.join(names)})"
     if len(shape) != len(names):
-        raise ValueError(f"expected {len(names)} axes {wanted}, got {len(shape)}: shape {shape}")
-    found = dict(sizes)
+        raise ValueError(f"expected {len(names)} axes {form}, got {len(shape)}: shape {shape}")
+    known = dict(sizes)
     for name, size in zip(names, shape):
-        expected = int(name) if name.isdigit() else found.setdefault(name, size)
+        expected = int(name) if name.isdigit() else known.setdefault(name, size)
         if size != expected:
-            raise ValueError(f"axis '{name}': expected {expected}, got {size} in shape {shape} for {wanted}")
-    return {name: found[name] for name in names if not name.isdigit()}
+            raise ValueError(f"axis '{name}': expected {expected}, got {size} in shape {shape} for {form}")
+    return {name: known[name] for name in names if not name.isdigit()}
 
 # %% ../nbs/01_core.ipynb #2abcf321
 def sum_error_bound(

@@ -1,13 +1,10 @@
 """Everything the package keeps on disk: JSON beside safetensors, whole or not at all. Written by hand; it
 teaches nothing.
 
-A record called `model` is two files: `model.json` says what it is, `model.safetensors` holds its numbers.
-Neither can run
-code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit or a file of another
-record is an
-error that names the file. A new record replaces an old one in one step: its numbers are written beside the
-old ones first,
-and what counts is the JSON, which is renamed into place.
+A record called `model` is two files: `model.json` describes it, `model.safetensors` holds its numbers.
+Neither can run code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit, or
+a file of another record, is an error that names the file. A new record replaces an old one in one step: its
+numbers are written beside the old ones first, and what counts is the JSON, which is renamed into place.
 """
 import contextlib
 import errno
@@ -30,9 +27,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 __all__ = ["write_record", "read_record", "record_checksum", "checksum", "build_from", "pack_frame",
-           "unpack_frame", "write_results",
-           "write_whole", "read_whole", "check_finite", "header", "sole_writer", "settle", "work_folder",
-           "foreign_file", "replaced_folder"]
+           "unpack_frame", "write_results", "write_whole", "read_whole", "check_finite", "header",
+           "sole_writer", "settle", "work_folder", "foreign_file", "replaced_folder"]
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}
 
@@ -58,8 +54,7 @@ def write_whole(
     except OSError as e:
         raise OSError(e.errno,
                       f"{e.strerror}: free space or name another folder; the file that was there before is "
-                      "untouched",
-                      str(path)) from e
+                      "untouched", str(path)) from e
     finally:
         with contextlib.suppress(OSError): part.unlink(missing_ok=True)
 
@@ -70,9 +65,8 @@ def read_whole(
 ) -> bytes: # All of it
     """Read a file of data; a file that could run code is refused unopened.
 
-    Raises: `FileNotFoundError` if it is not there; `ValueError` if it is a pickle, with or without the zip
-    file that
-    `torch.save` puts around it.
+    Raises: `FileNotFoundError` if it does not exist; `ValueError` if it is a pickle, with or without the zip
+    file that `torch.save` puts around it.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,65 +81,64 @@ def read_whole(
 
 
 def checksum(
-    known: dict, # Plain data; an entry called checksum is left out
+    about: dict, # Plain data; an entry called checksum is left out
 ) -> str: # 64 hexadecimal digits
-    """SHA-256 of plain data as JSON, spaces and line ends aside. The order of the entries counts: it can be
-    the order of columns.
+    """SHA-256 of plain data as JSON, whatever its spaces and line ends. The order of the entries counts: it
+    can be the order of columns.
 
     Raises: `ValueError` for a number that is not finite, which JSON does not have.
     """
-    plain = {k: v for k, v in known.items() if k != "checksum"}
+    plain = {k: v for k, v in about.items() if k != "checksum"}
     return hashlib.sha256(json.dumps(plain, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 # One record
 
-def _plain(tensors): # On the CPU, contiguous, none sharing memory with another
+def _plain(tensors): # On the CPU, contiguous, none sharing another's memory
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
 def check_finite(
     tensors: dict, # Name: tensor, learned numbers
     what: str, # Whose they are, for the error message
 ) -> None:
-    """Refuse learned numbers that are not: a model with NaN in it is not worth keeping. Raises: `ValueError`
-    naming the tensor."""
+    """Refuse nan and infinity: a model that holds them is not worth keeping. Raises: `ValueError` naming the
+    tensor."""
     for name, x in tensors.items():
         if x.is_floating_point() and not x.isfinite().all():
             raise ValueError(
                 f"{what}: tensor {name!r} is not finite, it holds nan or infinity; train again, with a "
                 "smaller lr")
 
-def _document(about, content): # What the JSON says
+def _document(about, content): # What the JSON holds: about, the checksum of the numbers, and its own
     if type(about.get("format")) is not int: raise ValueError("a record's about needs format, a whole number")
-    known = about | dict(sha256=hashlib.sha256(content).hexdigest() if content else "")
-    return known | dict(checksum=checksum(known))
+    about = about | dict(sha256=hashlib.sha256(content).hexdigest() if content else "")
+    return about | dict(checksum=checksum(about))
 
 def record_checksum(
     about: dict, # As for write_record
     tensors: dict, # As for write_record
 ) -> str: # 64 hexadecimal digits
-    """The checksum that `write_record` would give this record: by it other records name the one they belong
-    to."""
+    """The checksum that `write_record` would give this record; other records name the one they belong to by
+    it."""
     return _document(about, to_bytes(_plain(tensors)) if tensors else b"")["checksum"]
 
 
 def write_record(
-    folder: str | Path, # Made if it is not there
+    folder: str | Path, # Created if it does not exist
     name: str, # The record's name: name.json and name.safetensors
-    about: dict, # Plain data for JSON; format, a whole number, is among it
-    tensors: dict, # Name: tensor; without any there is no second file
+    about: dict, # Plain data for JSON, among it format, a whole number
+    tensors: dict, # Name: tensor; if empty, there is no second file
 ) -> str: # The record's checksum
-    """Keep plain data and tensors as one record, whole or not at all: whatever interrupts it, the old record
-    or the new one is there.
+    """Keep plain data and tensors as one record: whatever interrupts it, the whole old record or the whole
+    new one is there.
 
     Raises: `ValueError` for a number in `about` that is not finite, `TypeError` for data that JSON does not
-    know, `OSError` naming the
-    file if the disk is full.
+    know, `OSError` naming the file if the disk is full.
     """
     folder, tensors = Path(folder), _plain(tensors)
     content = to_bytes(tensors) if tensors else b""
-    known = _document(about, content)
-    text = json.dumps(known, indent=1, ensure_ascii=False, allow_nan=False)
+    document = _document(about, content)
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     first, last = folder/f"{name}.next.safetensors", folder/f"{name}.safetensors"
     _finish(folder/f"{name}.json", first, last)
@@ -153,26 +146,26 @@ def write_record(
     write_whole(folder/f"{name}.json", text.encode())
     if content: os.replace(first, last)
     else: last.unlink(missing_ok=True)
-    return known["checksum"]
+    return document["checksum"]
 
-# A writer was killed between its two renames: the numbers that count must not be written over
-def _finish(described, first, last):
+# If a writer was killed between its two renames, the numbers that count have their first name still
+def _finish(description, first, last):
     if not first.is_file(): return
-    try: wanted = json.loads(described.read_bytes())["sha256"]
+    try: expected = json.loads(description.read_bytes())["sha256"]
     except (OSError, ValueError, LookupError, TypeError): return
-    if hashlib.sha256(first.read_bytes()).hexdigest() == wanted: os.replace(first, last)
+    if hashlib.sha256(first.read_bytes()).hexdigest() == expected: os.replace(first, last)
 
 
-def _parsed(path, writer, format): # What the JSON says, of this format and unchanged
+def _read_about(path, writer, format): # What the JSON holds, if it is of this format and unchanged
     content = read_whole(path, writer)
     try:
         about = json.loads(content.decode())
         own = checksum(about) if isinstance(about, dict) else None
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is damaged: {e}; copy it again, or save again with {writer}") from None
-    found = about.get("format") if isinstance(about, dict) else None
-    if type(found) is not int or found != format:
-        shown = found if type(found) is int and abs(found) < 10**6 else "unknown"
+    version = about.get("format") if isinstance(about, dict) else None
+    if type(version) is not int or version != format:
+        shown = version if type(version) is int and abs(version) < 10**6 else "unknown"
         raise ValueError(f"{path} has format {shown}, this version reads {format}: save again with {writer}")
     if about.get("checksum") != own or not isinstance(about.get("sha256"), str):
         raise ValueError(
@@ -180,7 +173,7 @@ def _parsed(path, writer, format): # What the JSON says, of this format and unch
             f"{writer}")
     return about
 
-# The file of numbers that the JSON means; between two renames it has its first name still
+# The file of numbers that belongs to the JSON; between two renames it has its first name still
 def _numbers_of(folder, name, sha256, writer):
     for path in (folder/f"{name}.safetensors", folder/f"{name}.next.safetensors"):
         if path.is_file():
@@ -190,8 +183,8 @@ def _numbers_of(folder, name, sha256, writer):
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
     raise ValueError(
-        f"{path} is damaged, or is not the partner of the {name}.json beside it: its checksum differs; "
-                     f"copy both again, or save again with {writer}")
+        f"{path} is damaged, or is not the partner of the {name}.json beside it: its checksum differs; copy "
+        f"both again, or save again with {writer}")
 
 
 def read_record(
@@ -199,17 +192,16 @@ def read_record(
     name: str, # The record's name
     writer: str, # Who writes such records, for the error messages, such as Recommender.save
     format: int, # The format that the caller reads
-) -> tuple[dict, dict]: # What was said about it, its checksum among that; name: tensor
-    """Read a record back; nothing is used before both files have been held against their checksums.
+) -> tuple[dict, dict]: # The plain data, with its checksum; name: tensor
+    """Read a record back; nothing is used before both files have been compared with their checksums.
 
     Raises: `FileNotFoundError` for a file that is missing; `ValueError` naming the file that is damaged,
-    edited, a pickle, of
-    another format, or not the partner of the other.
+    edited, a pickle, of another format, or not the partner of the other.
     """
     folder, tries = Path(folder), {}
     _refuse_pickles(folder, name, writer)
-    while True: # a writer may put a new record in place between the two reads; what is damaged stays so
-        about = _parsed(folder/f"{name}.json", writer, format)
+    while True: # a writer may replace the record between the two reads; damage stays damage
+        about = _read_about(folder/f"{name}.json", writer, format)
         if not about["sha256"]: return {k: v for k, v in about.items() if k not in ("sha256", "format")}, {}
         tries[about["checksum"]] = tries.get(about["checksum"], 0) + 1
         try: path, content = _numbers_of(folder, name, about["sha256"], writer)
@@ -223,17 +215,17 @@ def read_record(
 # Models of other programs are often pickles: say so, instead of asking for a file that nobody wrote
 def _refuse_pickles(folder, name, writer):
     if (folder/f"{name}.json").is_file() or not folder.is_dir(): return
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
-    if found:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
         raise ValueError(
-            f"{folder/found[0]} is a pickle by its name, which can run code when opened, so it is not read: "
-            f"save again with {writer}")
+            f"{folder/pickles[0]} is a pickle by its name, which can run code when opened, so it is not "
+            f"read: save again with {writer}")
 
 
 def header(
     path: str | Path, # A safetensors file
 ) -> dict: # Name: shape of each tensor
-    """The shapes in a safetensors file, without reading a number; its header has been held against the file's
+    """The shapes in a safetensors file, without reading a number; the header is compared with the file's
     size.
 
     Raises: `ValueError` naming the file if it is damaged.
@@ -248,25 +240,26 @@ def build_from(
     make, # Without arguments: a fresh module as the record describes it
     tensors: dict, # Name: tensor, as read_record gave them
 ): # The module with these tensors, in their precision
-    """Build a module from a record: first on the meta device, where it costs no memory, to hold its shapes
-    against the tensors.
+    """Build a module from a record: first on the meta device, where it costs no memory, to compare its
+    shapes with the tensors.
 
     Raises: `ValueError` naming the record if its description is wrong or its tensors are of another module.
     """
     try:
         try:
-            with torch.device("meta"): wanted = make().state_dict()
-        # it reads a number while it is built, and there are none on the meta device
+            with torch.device("meta"): expected = make().state_dict()
+        # a module that reads a number while it is built finds none on the meta device
         except (RuntimeError, NotImplementedError):
-            with torch.random.fork_rng(devices=[]): wanted = make().state_dict()
+            with torch.random.fork_rng(devices=[]): expected = make().state_dict()
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as e:
         raise ValueError(f"{path}.json does not describe a model: {e}") from None
-    def of(x): return tuple(x.shape), "float" if x.is_floating_point() else x.dtype
-    differ = sorted(k for k in wanted.keys() | tensors if k not in wanted or k not in tensors
-                    or of(wanted[k]) != of(tensors[k]))
-    if differ:
+    def kind(x): return tuple(x.shape), "float" if x.is_floating_point() else x.dtype
+    differing = sorted(k for k in expected.keys() | tensors if k not in expected or k not in tensors
+                       or kind(expected[k]) != kind(tensors[k]))
+    if differing:
         raise ValueError(
-            f"{path}.safetensors does not fit the model that {path}.json describes: {', '.join(differ[:5])}")
+            f"{path}.safetensors does not fit the model that {path}.json describes: "
+            f"{', '.join(differing[:5])}")
     with torch.random.fork_rng(devices=[]): module = make()
     for name, x in module.state_dict(keep_vars=True).items(): x.data = x.data.to(tensors[name].dtype)
     module.load_state_dict(tensors)
@@ -279,24 +272,24 @@ def pack_frame(
     frame: pd.DataFrame, # Columns of numbers, or of words or other ids
     name: str, # Of the frame, for the names of its tensors
     tensors: dict, # The tensors are added here
-) -> list: # What unpack_frame must know, as plain data
+) -> list: # What unpack_frame needs, as plain data
     """Turn the columns of a frame into tensors: numbers as they are, words as positions in a list of words.
 
     Raises: `ValueError` naming a column of another kind.
     """
     columns = []
     for k, c in enumerate(frame.columns):
-        x, kind, words = frame[c], frame[c].dtype.kind if isinstance(frame[c].dtype, np.dtype) else "", None
-        if kind in ("i", "u", "f", "b"): values = x.to_numpy(copy=True)
+        x, words = frame[c], None
+        if isinstance(x.dtype, np.dtype) and x.dtype.kind in "iufb": values = x.to_numpy(copy=True)
         else:
             values, words = pd.factorize(x)
             words = np.asarray(words, dtype=object).tolist()
-            if not all(isinstance(w, (str, int, float, bool, np.integer)) for w in words):
-                odd = next(type(w).__name__ for w in words
-                           if not isinstance(w, (str, int, float, bool, np.integer)))
+            other = [type(w).__name__ for w in words
+                     if not isinstance(w, (str, int, float, bool, np.integer))]
+            if other:
                 raise ValueError(
-                    f"column {c!r} of {name} cannot be stored: it holds {odd}, not numbers or text; convert "
-                    "it with .astype(str)")
+                    f"column {c!r} of {name} cannot be stored: it holds {other[0]}, not numbers or text; "
+                    "convert it with .astype(str)")
             words = [int(w) if isinstance(w, np.integer) else w for w in words]
         tensors[f"{name}.{k}"] = torch.from_numpy(np.ascontiguousarray(values))
         columns.append(dict(name=c, words=words))
@@ -326,12 +319,13 @@ def write_results(
 ) -> pd.DataFrame: # The same with the columns commit, hardware and date
     """Keep a closing table as data, with where and when it was computed; the site's pages are made from such
     files."""
-    def said(*command):
-        try: return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    def output(*command):
+        try: done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         except (OSError, subprocess.SubprocessError): return ""
-    where = f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} thread(s)"
-    if torch.cuda.is_available(): where += f", {torch.cuda.get_device_name()}"
-    table = frame.assign(commit=said("git", "rev-parse", "--short", "HEAD") or "unknown", hardware=where,
+        return done.stdout.strip()
+    hardware = f"{os.cpu_count()} {platform.machine()} cores, {torch.get_num_threads()} thread(s)"
+    if torch.cuda.is_available(): hardware += f", {torch.cuda.get_device_name()}"
+    table = frame.assign(commit=output("git", "rev-parse", "--short", "HEAD") or "unknown", hardware=hardware,
                          date=time.strftime("%Y-%m-%d"))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
@@ -342,12 +336,12 @@ def write_results(
 
 @contextlib.contextmanager
 def sole_writer(
-    folder: str | Path, # The folder to hold; made if it is not there
+    folder: str | Path, # The folder to hold; created if it does not exist
 ):
-    """Hold a folder while a `with` block runs, so that no second run writes into it; leftovers of a killed
-    one are cleared away.
+    """Hold a folder while a `with` block runs, so that no second run writes into it; what a killed run left
+    is removed.
 
-    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if it cannot be made or
+    Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if it cannot be created or
     written to.
     """
     folder = Path(folder)
@@ -358,8 +352,8 @@ def sole_writer(
         raise BlockingIOError(
             f"another run is writing into {folder}: wait until it ends, or name another folder") from None
     try:
-        for left in folder.glob("*.part"):
-            if re.search(r"\.\d+\.part$", left.name): left.unlink(missing_ok=True)
+        for file in folder.glob("*.part"):
+            if re.search(r"\.\d+\.part$", file.name): file.unlink(missing_ok=True)
         yield folder
     finally: lock.release()
 
@@ -368,7 +362,7 @@ _LITTER = {".lock", ".DS_Store", "Thumbs.db", ".ipynb_checkpoints"}
 
 def work_folder(
     out: str | Path, # A folder that replaced_folder writes
-) -> Path: # Where it is made before it takes its place
+) -> Path: # Where the new one is made before it takes its place
     """The folder beside it that holds an unfinished run."""
     out = Path(os.path.realpath(out))
     return out.parent/f".{out.name}.work"
@@ -376,8 +370,8 @@ def work_folder(
 def settle(
     out: str | Path, # A folder that replaced_folder writes
 ) -> Path: # The same, links followed
-    """If a swap was cut off between its two renames, put the old folder back; one that is going on is waited
-    for."""
+    """Put the old folder back if a swap was cut off between its two renames; wait for one that is under
+    way."""
     out = Path(os.path.realpath(out))
     work = work_folder(out)
     if (work/"old").is_dir() and not out.exists():
@@ -392,16 +386,16 @@ def foreign_file(
     out: str | Path, # A folder
     mark: str, # The file that says it is ours, such as run.json
     names: tuple, # What we write into such a folder
-) -> str | None: # The first entry that is not ours, or the name of what is no folder; None if it is absent, empty or all ours
+) -> str | None: # The first entry that is not ours, or the name itself if it is a file; else None
     """What would be lost if the folder were replaced."""
     if not Path(out).is_dir(): return Path(out).name if Path(out).exists() else None
-    there = sorted(p.name for p in Path(out).iterdir() if p.name not in _LITTER)
-    ours = {mark, *names} if mark in there else set()
-    if found := next((name for name in there if name not in ours), None): return found
-    for record in (Path(out)/name for name in there if (Path(out)/name).is_dir()):
-        known = {f"{record.name}{end}" for end in (".json", ".safetensors", ".next.safetensors")}
+    entries = sorted(p.name for p in Path(out).iterdir() if p.name not in _LITTER)
+    ours = {mark, *names} if mark in entries else set()
+    if foreign := next((name for name in entries if name not in ours), None): return foreign
+    for record in (Path(out)/name for name in entries if (Path(out)/name).is_dir()):
+        files = {f"{record.name}{end}" for end in (".json", ".safetensors", ".next.safetensors")}
         for p in sorted(record.iterdir()):
-            if p.name not in known | _LITTER and not p.name.endswith(".part"):
+            if p.name not in files | _LITTER and not p.name.endswith(".part"):
                 return f"{record.name}/{p.name}"
     return None
 
@@ -409,12 +403,11 @@ def foreign_file(
 def replaced_folder(
     out: str | Path, # The folder that will hold the result; what it holds now stays until the end
 ):
-    """Make a folder beside its place and swap it in whole, at the end of a `with` block; an error on the way
+    """Make a folder beside its place and swap it in whole at the end of a `with` block; an error before that
     leaves the old one.
 
-    The block gets the folder to work in. What it puts into `run` takes the place of `out`; what else it puts
-    there, such as a
-    checkpoint, is kept if the block fails, and removed when it succeeds.
+    The block gets the folder to work in. What it puts into `run` takes the place of `out`; anything else it
+    puts there, such as a checkpoint, is kept if the block fails and removed when it succeeds.
 
     Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if nothing can be written
     beside it.
@@ -426,7 +419,7 @@ def replaced_folder(
         raise OSError(errno.EBUSY, "a mount point cannot be swapped: name a folder inside it", str(out))
     work = work_folder(out)
     with contextlib.ExitStack() as stack:
-        stack.callback(_leave, work)
+        stack.callback(_remove_if_empty, work)
         try: stack.enter_context(sole_writer(work))
         except BlockingIOError:
             raise BlockingIOError(
@@ -434,8 +427,7 @@ def replaced_folder(
         except OSError as e:
             raise OSError(e.errno,
                 f"{e.strerror}: {out.name} is made beside its place first, and nothing can be written there; "
-                "name a folder "
-                          "inside one that you can write to", str(out.parent)) from e
+                "name a folder inside one that you can write to", str(out.parent)) from e
         _put_back(out, work)
         shutil.rmtree(work/"run", ignore_errors=True)
         shutil.rmtree(work/"old", ignore_errors=True)
@@ -445,9 +437,9 @@ def replaced_folder(
             shutil.rmtree(work/"run", ignore_errors=True)
             raise
         else: _swap(out, work)
-        finally: stack.callback(_tidy_away, work)
+        finally: stack.callback(_remove_lock, work)
 
-# The old folder out of the way, the new one in; nothing is removed before the new one is there
+# Move the old folder away and the new one in; nothing is removed before the new one is in place
 def _swap(out, work):
     try:
         if out.exists(): os.replace(out, work/"old")
@@ -455,18 +447,18 @@ def _swap(out, work):
     except OSError as e:
         _put_back(out, work)
         raise OSError(e.errno,
-                      f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one lies "
-                      f"in {work/'run'}", str(out)) from e
+                      f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one is in "
+                      f"{work/'run'}", str(out)) from e
     except BaseException: # Ctrl-C between the two
         _put_back(out, work)
         raise
-    for left in work.iterdir():
-        if left.is_dir(): shutil.rmtree(left, ignore_errors=True)
-        elif left.name != ".lock": left.unlink(missing_ok=True)
+    for path in work.iterdir():
+        if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
+        elif path.name != ".lock": path.unlink(missing_ok=True)
 
-def _tidy_away(work): # The lock too, if nothing else is left; while it is held, so that it is nobody else's
+def _remove_lock(work): # If nothing else is left; while it is held, so that nobody else can hold it
     if {p.name for p in work.iterdir()} <= {".lock"}:
         with contextlib.suppress(OSError): (work/".lock").unlink(missing_ok=True)
 
-def _leave(work): # An empty place of work says nothing
+def _remove_if_empty(work): # An empty folder would look like a run that was stopped
     with contextlib.suppress(OSError): work.rmdir()

@@ -814,7 +814,7 @@ def test_a_reader_does_not_disturb_a_swap(tmp_path, monkeypatch):
     assert (out/"a").read_text() == "two" and told.get() == "two"
 
 
-@wrong("…: the folder cannot be replaced; it is as it was, and the new one lies in …", area="files",
+@wrong("…: the folder cannot be replaced; it is as it was, and the new one is in …", area="files",
        cause="The folder is one that the system does not let go, such as a mounted disk.",
        remedy="Move the new folder from where it lies, before the next run.")
 @pytest.mark.parametrize("which", ["old", "shop"])
@@ -828,7 +828,7 @@ def test_a_folder_that_cannot_be_renamed(tmp_path, monkeypatch, which):
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError) as e: fill(out, "two")
     monkeypatch.undo()
-    assert ("Device or resource busy: the folder cannot be replaced; it is as it was, and the new one lies "
+    assert ("Device or resource busy: the folder cannot be replaced; it is as it was, and the new one is "
             f"in {tmp_path/'.shop.work'/'run'}" in str(e.value) and str(out) in str(e.value))
     assert (out/"a").read_text() == "one" and (tmp_path/".shop.work"/"run"/"a").read_text() == "two"
 
