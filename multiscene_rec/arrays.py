@@ -9,8 +9,9 @@ import torch
 from .checks import float_array
 from .core import check_shape
 
-__all__ = ["as_array", "numbers", "label_and_score", "label_and_prob", "id_codes", "flat_lists", "item_rows",
-           "score_axis", "finite_scores", "unit_vectors", "list_positions", "probability_axis"]
+__all__ = ["as_array", "numbers", "label_and_score", "label_and_prob", "id_codes", "bootstrap_columns",
+           "flat_lists", "item_rows", "score_axis", "finite_scores", "unit_vectors", "list_positions",
+           "probability_axis"]
 
 
 def as_array(
@@ -95,6 +96,22 @@ def id_codes(
         raise ValueError(
             f"{name} is missing in row {(codes < 0).argmax()}: drop such rows or give them an id")
     return codes, values
+
+
+def bootstrap_columns(
+    label, # A column: labels
+    score, # A column of scores, or (n, m) with one column per model
+    user, # A column of user ids
+) -> tuple: # (n,) float64, (n,) or (n, m) float64, (n,) int64 codes
+    """What users are drawn from. Raises: `ValueError` for a column that does not fit, or a single user."""
+    y, s = numbers(label, "label"), as_array(score)
+    if s.ndim not in (1, 2): raise ValueError(f"score must have axes (n,) or (n, m), got shape {s.shape}")
+    s = np.stack([numbers(column, "score") for column in np.atleast_2d(s.T)], axis=1).reshape(s.shape)
+    if len(y) != len(s):
+        raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
+    codes, ids = id_codes(user, "user", len(y))
+    if len(ids) < 2: raise ValueError("user holds a single user: an interval over users needs two or more")
+    return y, s, codes
 
 
 # ---------------------------------------------------------------- one list of items per user

@@ -78,8 +78,8 @@ def rank_by_interest(
 
 # %% ../nbs/00_article.ipynb #808dbf3d
 def soft_bce(
-    label: torch.Tensor, # Any shape, float in [0, 1]: 0 and 1 for hard labels, between for soft ones
-    prob: torch.Tensor, # Same shape, float in [0, 1]: predicted probability
+    label: torch.Tensor, # Any shape, in [0, 1]: 0 and 1 for hard labels, between for soft ones; arrays too
+    prob: torch.Tensor, # Same shape, in [0, 1]: predicted probability
 ) -> torch.Tensor: # Same shape: loss of each row, nats
     """Binary cross-entropy of each row, for hard and soft labels.
 
@@ -88,39 +88,37 @@ def soft_bce(
     Raises: `ValueError` if a label or a probability lies outside [0, 1].
     """
     y, p = _unit(label, "label"), _unit(prob, "prob")
-    return -torch.xlogy(y, p) - torch.xlogy(1 - y, 1 - p)
+    return -torch.xlogy(y, p) - torch.special.xlog1py(1 - y, -p)
 
 # %% ../nbs/00_article.ipynb #020c08fb
 def binary_entropy(
-    label: torch.Tensor, # Any shape, float in [0, 1]
-) -> torch.Tensor: # Same shape: the lowest loss each row can reach, nats
-    """Entropy of a label: the minimum of the cross-entropy, reached by predicting the label itself.
+    label: torch.Tensor, # Any shape, in [0, 1]: soft labels, or probabilities; arrays and numbers too
+) -> torch.Tensor: # Same shape: the lowest loss that each can reach, nats; 0 at 0 and 1, ln 2 at one half
+    """The minimum of the cross-entropy, at the label itself: what even the truth has to pay.
 
-    Formula: (0.6), with 0 · ln 0 = 0.
+    Formulas: (0.6) and (7.3) `H(y) = L(y, y)`, with 0 · ln 0 = 0.
 
     Raises: `ValueError` if a label lies outside [0, 1].
     """
-    y = _unit(label, "label")
-    return torch.special.entr(y) + torch.special.entr(1 - y)
+    return soft_bce(label, label)
 
 # %% ../nbs/00_article.ipynb #3aeab5d7
 def binary_divergence(
-    label: torch.Tensor, # Any shape, float in [0, 1]
-    prob: torch.Tensor, # Same shape, float in [0, 1]: predicted probability
-) -> torch.Tensor: # Same shape: loss above its minimum, nats; 0 where prob equals label
+    label: torch.Tensor, # Any shape, in [0, 1]: soft labels, or true probabilities; arrays too
+    prob: torch.Tensor, # A shape that broadcasts with it, in [0, 1]: predicted probability
+) -> torch.Tensor: # Loss above its minimum, nats; 0 where prob is label, infinite where it excludes it
     """The part of the cross-entropy that training can remove (Kullback-Leibler divergence).
 
-    Formula: (0.7).
+    Formulas: (0.7) and (7.4) `D(y‖p) = L(y, p) − H(y)`.
 
     Raises: `ValueError` if a label or a probability lies outside [0, 1].
     """
-    y, p = _unit(label, "label"), _unit(prob, "prob")
-    return torch.xlogy(y, y) - torch.xlogy(y, p) + torch.xlogy(1 - y, 1 - y) - torch.xlogy(1 - y, 1 - p)
+    return soft_bce(label, prob) - binary_entropy(label)
 
 # %% ../nbs/00_article.ipynb #dcd5582d
 def _unit(x, name):
-    "x as a float tensor, every entry checked to lie in [0, 1]."
-    x = torch.as_tensor(x)
+    "x as a float tensor, every entry checked to lie in [0, 1]; anything but a tensor becomes float64."
+    if not isinstance(x, torch.Tensor): x = torch.from_numpy(np.array(x, dtype=np.float64))
     x = x if x.is_floating_point() else x.float()
     bad = ((x >= 0) & (x <= 1)).logical_not().reshape(-1).nonzero()
     if len(bad):
@@ -249,9 +247,9 @@ class ScenarioFuser(nn.Module):
         scenario: torch.Tensor, # (B,) int64: target scenario
     ) -> tuple: # z (B, d) fused vector; alpha (B, 3), how much user, item and scenario count, unitless
         """Fuse the three vectors. Formula: (0.10), with the weights of (0.9)."""
-        place = self.scenario(scenario)
-        parts = (user, item, place)
-        query = self.query(torch.cat([item, place], dim=1))
+        embedding = self.scenario(scenario)
+        parts = (user, item, embedding)
+        query = self.query(torch.cat([item, embedding], dim=1))
         alpha = attention_weights(query, torch.stack([K(h) for K, h in zip(self.keys, parts)], dim=1))
         values = torch.stack([V(h) for V, h in zip(self.values, parts)], dim=1)
         return relu(user + item + (alpha.unsqueeze(2) * values).sum(dim=1)), alpha
@@ -305,16 +303,16 @@ def _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario):
     known = feature_fuser.n_scenarios
     if scenario is None and known > 1:
         raise ValueError(f"the fuser knows {known} scenarios: say where each row was shown, scenario=[…]")
-    place = torch.zeros(len(user), dtype=torch.int64) if scenario is None else torch.as_tensor(scenario)
-    if place.shape != (len(user),):
-        raise ValueError(f"scenario: expected {len(user)} entries, got shape {tuple(place.shape)}")
-    outside = ((place < 0) | (place >= known) | (place != place.long())).nonzero()
+    codes = torch.zeros(len(user), dtype=torch.int64) if scenario is None else torch.as_tensor(scenario)
+    if codes.shape != (len(user),):
+        raise ValueError(f"scenario: expected {len(user)} entries, got shape {tuple(codes.shape)}")
+    outside = ((codes < 0) | (codes >= known) | (codes != codes.long())).nonzero()
     if len(outside):
         raise ValueError(
-            f"scenario: row {outside[0].item()} is {place[outside[0]].item()}, expected 0 to {known - 1}")
+            f"scenario: row {outside[0].item()} is {codes[outside[0]].item()}, expected 0 to {known - 1}")
     device = next(feature_extractor.parameters()).device
     as_float = lambda table: torch.tensor(table, dtype=torch.float32, device=device)
-    return as_float(user), as_float(item), place.long().to(device)
+    return as_float(user), as_float(item), codes.long().to(device)
 
 
 def _logits(feature_extractor, feature_fuser, interest_predictor, user, item, scenario):
@@ -330,7 +328,7 @@ def train_model(
     user_data: list, # (B, p) numbers: user features, row by row
     item_data: list, # (B, p) numbers: features of the item shown in that row
     labels: list, # (B,) in [0, 1]: share of showings that were clicked; 0 or 1 for single ones
-    scenario: list | None = None, # (B,) whole numbers from 0: where each row was shown; None if there is one scenario
+    scenario: list | None = None, # (B,) whole numbers from 0: where each row was shown; None: one scenario
     epochs: int = 150, # Passes over the rows
     batch_size: int = 32, # Rows per step
     lr: float = 3e-3, # Step size of Adam
@@ -341,21 +339,21 @@ def train_model(
     Raises: `ValueError` if tables, labels and scenarios do not fit together, or a label lies outside [0, 1].
     """
     model = nn.ModuleList([feature_extractor, feature_fuser, interest_predictor])
-    user, item, place = _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario)
+    user, item, codes = _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario)
     label = _unit(labels, "labels").float().to(user.device)
     if label.shape != (len(user),):
         raise ValueError(f"labels: expected {len(user)} entries, got shape {tuple(label.shape)}")
     optimiser, order = torch.optim.Adam(model.parameters(), lr=lr), torch.Generator().manual_seed(seed)
-    return [_epoch(model, optimiser, user, item, place, label,
+    return [_epoch(model, optimiser, user, item, codes, label,
                    torch.randperm(len(label), generator=order).split(batch_size))
             for _ in range(epochs)]
 
 # %% ../nbs/00_article.ipynb #03b5fa01
-def _epoch(model, optimiser, user, item, place, label, batches):
+def _epoch(model, optimiser, user, item, codes, label, batches):
     "One pass over the rows: loss, gradient, step. Returns the mean loss."
     total = 0.0
     for rows in batches:
-        logits = _logits(*model, user[rows], item[rows], place[rows])
+        logits = _logits(*model, user[rows], item[rows], codes[rows])
         loss = F.binary_cross_entropy_with_logits(logits, label[rows])
         optimiser.zero_grad()
         loss.backward()
@@ -371,7 +369,7 @@ def predict_interests(
     interest_predictor: nn.Module, # Trained, from build_interest_predictor
     user_data: list, # (B, p) numbers: user features, row by row
     item_data: list, # (B, p) numbers: features of the item in that row
-    scenario: list | None = None, # (B,) whole numbers from 0: where the item would be shown; None if there is one scenario
+    scenario: list | None = None, # (B,) whole numbers from 0: where it would be shown; None: one scenario
 ) -> torch.Tensor: # (B,): predicted probability of interest
     """Predict the interest of each row's user in each row's item.
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 __all__ = ["whole_number", "unit_interval", "float_array", "probability_array", "fitted", "get_params",
-           "damage_named", "ends_in_sigmoid"]
+           "takes_user", "damage_named", "ends_in_sigmoid"]
 
 
 def whole_number(
@@ -85,6 +85,17 @@ def get_params(
                 "in it")
         params[name] = value
     return params
+
+
+def takes_user(
+    metric, # A function of labels and scores, and perhaps of users
+) -> bool: # Whether it has a parameter called user, or a third one without a default
+    """Whether a metric wants the users' ids."""
+    try: parameters = inspect.signature(metric).parameters.values()
+    except (TypeError, ValueError): return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.default is p.empty and p.kind in positional]
+    return any(p.name == "user" for p in parameters) or len(needed) >= 3
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .checks import float_array, whole_number
+from .arrays import label_and_prob
+from .checks import whole_number
 from .core import check_shape
 from .extractor import ReLUExtractor
 
@@ -156,33 +157,19 @@ class InterestPredictor(nn.Module):
         check_shape(features, "B d_in", d_in=self.d_in)
         return self.out(self.hidden(features)).squeeze(-1)
 
-# %% ../nbs/06_predictor.ipynb #c87e1beb
-def _label_and_prob(label, prob):
-    "Both as float64 arrays of one length, checked."
-    y, p = float_array(label), float_array(prob)
-    if y.ndim != 1 or y.shape != p.shape or not len(y):
-        raise ValueError(
-            f"label {y.shape} and prob {p.shape} must be two lists of the same length, at least 1")
-    for name, x in (("label", y), ("prob", p)):
-        bad = np.flatnonzero(~((x >= 0) & (x <= 1)))
-        if len(bad):
-            raise ValueError(
-                f"{name} must lie in [0, 1], row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
-    return y, p
-
 # %% ../nbs/06_predictor.ipynb #4ad65255
 def calibration_table(
     label, # (n,) array or tensor in [0, 1]: what happened
     prob, # (n,) array or tensor in [0, 1]: what the model said
     bins: int = 10, # Number of equal bins on [0, 1]
-) -> pd.DataFrame: # One line per bin: low, high, rows, mean_prob, click_rate, gap, noise; NaN where a bin is empty
+) -> pd.DataFrame: # Per bin: low, high, rows, mean_prob, click_rate, gap, noise; NaN where it is empty
     """What the model said against what happened, bin by bin; noise is the gap that luck alone would make.
 
     Formula: (6.11) `gap = click_rate − mean_prob` within each bin.
 
     Raises: `ValueError` if lengths differ, values leave [0, 1], there are no rows, or bins is below 1.
     """
-    y, p = _label_and_prob(label, prob)
+    y, p = label_and_prob(label, prob)
     whole_number("bins", bins)
     edges = np.linspace(0, 1, bins + 1)
     at = np.minimum((p*bins).astype(int), bins - 1)
@@ -239,7 +226,7 @@ def _positions(values, known, column, place):
 
 # %% ../nbs/06_predictor.ipynb #f0d91e64
 def design_rows(
-    mall, # A Mall (data.toy_mall): its items, scenarios, loading, strength, bias, item_effect, item_vectors are used
+    mall, # A Mall: items, scenarios, loading, strength, bias, item_effect and item_vectors are used
     events: pd.DataFrame, # n rows with item_id and scenario
 ) -> tuple[np.ndarray, np.ndarray]: # x (n, T·K) float64 and offset (n,) float64, log-odds
     """What multiplies the user's stacked tastes in the log-odds of each row, and what is added.
@@ -368,8 +355,8 @@ def probit_average(
 
 # %% ../nbs/06_predictor.ipynb #30290ac3
 def _past(mall, events):
-    """User rows of the events; the log in order of user and time; where each event's past starts and ends
-    in it."""
+    """User rows of the events; the log in order of user and time; where each event's past starts and ends in
+    it."""
     log, users = mall.events, mall.users["user_id"]
     user = _positions(events["user_id"], users, "user_id", "mall.users")
     owner = _positions(log["user_id"], users, "user_id", "mall.users")
@@ -381,8 +368,8 @@ def _past(mall, events):
     return user, order, np.searchsorted(in_order, user*len(times)), np.searchsorted(in_order, key[len(log):])
 
 def _groups(user, start, end, width, budget=400_000):
-    """Batches of equal pasts, longest first: one event of each past, the rows that share them, and which
-    of them."""
+    """Batches of equal pasts, longest first: one event of each past, the rows that share them, and which of
+    them."""
     _, first, member = np.unique(np.stack([user, end]), axis=1, return_index=True, return_inverse=True)
     longest = np.argsort(start[first] - end[first], kind="stable")
     place = np.argsort(longest)[member.ravel()]

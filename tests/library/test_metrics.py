@@ -13,7 +13,7 @@ import torchmetrics.retrieval as tm
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from multiscene_rec import metrics
+from multiscene_rec import article, metrics
 
 formula = pytest.mark.formula
 at_k = ("precision_at_k", "recall_at_k", "hit_rate_at_k", "mrr", "dcg_at_k", "ndcg_at_k")
@@ -98,8 +98,8 @@ def test_entropy_by_sympy_and_its_ends():
     x = sympy.Symbol("x")
     exact = sympy.lambdify(x, -x*sympy.log(x) - (1 - x)*sympy.log(1 - x), "math")
     p = np.linspace(.01, .99, 50)
-    np.testing.assert_allclose(metrics.binary_entropy(p), [exact(v) for v in p], rtol=1e-12)
-    np.testing.assert_allclose(metrics.binary_entropy(torch.tensor([0., 1., .5])), [0, 0, math.log(2)],
+    np.testing.assert_allclose(article.binary_entropy(p), [exact(v) for v in p], rtol=1e-12)
+    np.testing.assert_allclose(article.binary_entropy(torch.tensor([0., 1., .5])), [0, 0, math.log(2)],
                                atol=1e-12)
 
 
@@ -108,24 +108,30 @@ def test_divergence_by_torch():
     p, q = (torch.rand(50, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2))
     coin = torch.distributions.Bernoulli
     judge = torch.distributions.kl_divergence(coin(probs=p), coin(probs=q))
-    np.testing.assert_allclose(metrics.binary_divergence(p, q), judge, rtol=1e-9)
+    np.testing.assert_allclose(article.binary_divergence(p, q), judge, rtol=1e-9)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_divergence_is_never_negative(p, q):
-    assert metrics.binary_divergence(p, q) >= -1e-15 and metrics.binary_divergence(p, p) == 0
+    assert article.binary_divergence(p, q) >= -1e-15 and article.binary_divergence(p, p) == 0
 
 
 @pytest.mark.parametrize("p, q", [(.5, 0), (.5, 1), (1, 0), (0, 1)])
 def test_divergence_is_infinite_where_the_model_excludes_what_happens(p, q):
-    assert metrics.binary_divergence(p, q) == math.inf
+    assert article.binary_divergence(p, q) == math.inf
 
 
 def test_expected_log_loss_is_entropy_and_divergence():
     r = np.random.default_rng(2)
     p, q = r.uniform(.05, .95, 100), r.uniform(.05, .95, 100)
-    assert metrics.log_loss(p,
-        q) == pytest.approx((metrics.binary_entropy(p) + metrics.binary_divergence(p, q)).mean())
+    expected = (article.binary_entropy(p) + article.binary_divergence(p, q)).mean().item()
+    assert metrics.log_loss(p, q) == pytest.approx(expected)
+
+
+def test_the_metrics_of_a_coin_are_those_of_the_article():
+    assert metrics.binary_entropy is article.binary_entropy
+    assert metrics.binary_divergence is article.binary_divergence
+    assert article.binary_entropy([.2, .5]).dtype == torch.float64  # numbers and arrays keep their digits
 
 
 # ---------------------------------------------------------------- AUC and GAUC
@@ -630,9 +636,9 @@ def test_no_click_at_all_and_whole_numbers_of_numpy(name):
     (lambda: metrics.log_loss([1], [1.5]), "score must be a probability, row 0 holds 1.5"),
     (lambda: metrics.log_loss([1], [.5], eps=.5), r"eps must lie in \[0, 0.5\)"),
     (lambda: metrics.log_loss([1], [.5], eps=-1), "eps must lie"),
-    (lambda: metrics.binary_entropy([1.1]), r"p must lie in \[0, 1\]"),
-    (lambda: metrics.binary_divergence(.5, math.nan), r"q must lie"),
-    (lambda: metrics.binary_divergence(-.5, .5), "p must lie"),
+    (lambda: metrics.binary_entropy([1.1]), r"label: entry 0 is 1.1, outside \[0, 1\]"),
+    (lambda: metrics.binary_divergence(.5, math.nan), "prob: entry 0 is nan"),
+    (lambda: metrics.binary_divergence(-.5, .5), "label: entry 0 is -0.5"),
     (lambda: metrics.mid_ranks([1, 2], [1]), "group has 1 rows"),
     (lambda: metrics.mid_ranks([]), "score is empty"),
     (lambda: metrics.mid_ranks([math.nan]), "score is NaN in row 0"),
