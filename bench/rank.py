@@ -1,14 +1,12 @@
-"""One list, and lists for many: the catalogue and the plain `recommend` against bare tensor code, for 100 000
-items.
+"""One list, and lists for many: the catalogue and the plain `recommend` against bare tensor code.
 
-    python -m bench.rank [--device cuda]    attention, d = 32, one head of 64 units
+    python -m bench.rank [--device cuda]    100 000 items; attention, d = 32, one head of 64 units
     python -m bench.rank --quick            a small shop, nothing written
 
 The bare code is what nobody can leave out: one user's histories, already tensors, are read once; the item's
-share of the
-first layer and of the questions is there; then attention, the rest of the head, and torch.topk. It knows no
-ids, leaves out
-nothing that was seen, and makes no frame. What the catalogue takes beyond it is also measured part by part.
+share of the first layer and of the questions is there; then attention, the rest of the head, and torch.topk.
+It knows no ids, leaves out nothing that was seen, and makes no frame. What the catalogue takes beyond it is
+also measured part by part.
 """
 import math
 import statistics
@@ -24,7 +22,7 @@ from multiscene_rec.preprocess import EventLog, Preprocessor
 
 
 def shop(n_items, n_users, n_events, device):
-    """A preprocessor that knows many items, a log, and an untrained model: the work does not depend on
+    """A preprocessor that knows many items, a log, and an untrained model, since the work does not depend on
     what it has learned."""
     mall = toy_mall(n_users=n_users, n_items=n_items, n_events=n_events)
     prep = Preprocessor().fit(mall.events, mall.users, mall.items)
@@ -33,8 +31,8 @@ def shop(n_items, n_users, n_events, device):
 
 
 class Bare:
-    """Attention and one head by hand, in plain torch; everything about the items is precomputed, the
-    user's batch is given."""
+    """Attention and one head by hand, in plain torch; everything about the items is precomputed, the user's
+    batch is given."""
     def __init__(self, model, prep, scenario, block):
         batch = rank.item_batch(prep).to(next(model.parameters()).device)
         self.m, self.t, self.block, self.n = model, prep.scenarios_.index(scenario), block, len(batch)
@@ -56,23 +54,21 @@ class Bare:
 
     def scores(self, fields, table, present):
         "(n,) log-odds; fields (1, F), table (1, S, H), present (1, S)."
-        m, fuse, head = self.m, self.m.fuse, self.m.predictors[0]
+        m, fuse, head, root = self.m, self.m.fuse, self.m.predictors[0], math.sqrt(self.m.widths[-1])
         h = m.extract(table)[0].masked_fill(~present[0].unsqueeze(1), 0)
-        values, there = h @ fuse.value.weight.T, present.any()
+        values = h @ fuse.value.weight.T
         target = (fuse.target.weight[self.t] @ fuse.query.weight[:, -h.shape[1]:].T) @ fuse.key.weight.T
-        user = head.hidden.layers[0].bias + m.embed.table(fields)[0,
-            self.others].flatten() @ self.W_u.T + m.scenario_embedding.weight[self.t] @ self.W_p.T
-        rest = torch.where(there, 0, fuse.fallback.weight[0])
-        user = user + rest @ self.W_z.T
-        keys, offset, into = h.T/math.sqrt(h.shape[1]), (h @ target)/math.sqrt(
-            h.shape[1]), values @ self.W_z.T
+        constant = torch.where(present.any(), 0, fuse.fallback.weight[0])
+        user = m.embed.table(fields)[0, self.others].flatten() @ self.W_u.T + constant @ self.W_z.T
+        user = user + m.scenario_embedding.weight[self.t] @ self.W_p.T + head.hidden.layers[0].bias
+        keys, offset, into_first = h.T/root, (h @ target)/root, values @ self.W_z.T
         out = []
         for i in range(0, self.n, self.block):
             at = slice(i, i + self.block)
             e = torch.addmm(offset, self.asks[at], keys).masked_fill(~present, torch.finfo(h.dtype).min)
             alpha = e.softmax(1).masked_fill(~present, 0)
-            z = torch.addmm(rest, alpha, values)
-            x = (self.kept[at] + user).addmm_(alpha, into).addmm_(z*self.wanted[at], self.W_m.T)
+            z = torch.addmm(constant, alpha, values)
+            x = (self.kept[at] + user).addmm_(alpha, into_first).addmm_(z*self.wanted[at], self.W_m.T)
             out.append(head.out(x.relu_()).squeeze(1))
         return torch.cat(out)
 
@@ -110,17 +106,17 @@ def main():
     with torch.inference_mode(): bare = Bare(model, prep, scenario, block)
     frame = prep.items_[["item_id"]][:1].assign(user_id=user, scenario=scenario, timestamp=log.last + 1)
     batch = prep.transform(frame, log=log).to(device)
-    given = batch.fields, batch.history_table, batch.present_table
+    inputs = batch.fields, batch.history_table, batch.present_table
     expected = catalogue.scores([user], scenario)[0]
     with torch.inference_mode():
-        torch.testing.assert_close(bare.scores(*given).sigmoid().cpu(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(bare.scores(*inputs).sigmoid().cpu(), expected, atol=1e-5, rtol=1e-5)
 
-    ways = {"bare tensor code": lambda: bare(*given), "catalogue": lambda: catalogue.recommend(user,
-        scenario)}
+    ways = {"bare tensor code": lambda: bare(*inputs),
+            "catalogue": lambda: catalogue.recommend(user, scenario)}
+    both = {"catalogue": ways["catalogue"],
+            "plain recommend": lambda: rank.recommend(model, prep, log, user, scenario)}
     repeats = max(args.repeats, 20) if not args.quick else 3
-    quick = in_turn(ways, repeats, sync)
-    slow = in_turn({"catalogue": ways["catalogue"], "plain recommend": lambda: rank.recommend(model, prep,
-        log, user, scenario)}, args.repeats, sync)
+    quick, slow = in_turn(ways, repeats, sync), in_turn(both, args.repeats, sync)
     rows = []
     for name, seconds, other in (("bare tensor code", quick["bare tensor code"], quick["bare tensor code"]),
                                  ("catalogue", quick["catalogue"], quick["bare tensor code"]),
@@ -132,20 +128,20 @@ def main():
     for u in (10, many):
         users = log.users.user_id[:u].tolist()
         turns = 1 if u == many else args.repeats
-        found = in_turn({"bare": lambda: [bare(*given) for _ in range(u)],
+        times = in_turn({"bare": lambda: [bare(*inputs) for _ in range(u)],
                          "scores": lambda: catalogue.scores(users, scenario)}, turns, sync)
-        middle, low, high = ratio(found["scores"], found["bare"])
+        middle, low, high = ratio(times["scores"], times["bare"])
         rows.append(dict(way="catalogue.scores", users=u, items=n_items,
-            ms=1000*statistics.median(found["scores"]), against=f"bare, {u} times", ratio=middle, low=low,
-                         high=high))
+                         ms=1000*statistics.median(times["scores"]), against=f"bare, {u} times",
+                         ratio=middle, low=low, high=high))
     for row in rows:
         row |= dict(ms_per_user=row["ms"]/row["users"], items_per_s=row["users"]*row["items"]/row["ms"]*1000)
     record("rank", rows, device.type, write=not args.quick,
            target="catalogue within 1.3 times the bare tensor code")
 
-    with torch.inference_mode(): found = in_turn(parts(catalogue, user, scenario), repeats, sync)
-    record("rank-parts", [dict(part=name, ms=1000*statistics.median(seconds)) for name,
-                          seconds in found.items()], device.type, write=not args.quick)
+    with torch.inference_mode(): times = in_turn(parts(catalogue, user, scenario), repeats, sync)
+    rows = [dict(part=name, ms=1000*statistics.median(seconds)) for name, seconds in times.items()]
+    record("rank-parts", rows, device.type, write=not args.quick)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ formula = pytest.mark.formula
 at_k = ("precision_at_k", "recall_at_k", "hit_rate_at_k", "mrr", "dcg_at_k", "ndcg_at_k")
 
 
+CLICKS, SCORES = st.integers(0, 1), st.integers(-3, 3)
+
+
 @st.composite
-def logs(draw, labels=st.integers(0, 1), scores=st.integers(-3, 3), least=1, most=30):
+def logs(draw, labels=CLICKS, scores=SCORES, least=1, most=30):
     "Rows (label, score, user) with many ties and few users."
     rows = draw(st.lists(st.tuples(labels, scores, st.integers(0, 3)), min_size=least, max_size=most))
     return [list(column) for column in zip(*rows)]

@@ -126,7 +126,8 @@ def test_loss_and_gradient_against_torch(rows):
     ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
     a = predictor.bce_with_logits(ours, label)
     b = torch.nn.functional.binary_cross_entropy_with_logits(theirs, label.double())
-    a.backward(); b.backward()
+    a.backward()
+    b.backward()
     torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.grad, theirs.grad.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.grad, predictor.bce_grad(logits, label), rtol=1e-5, atol=1e-6)
@@ -206,7 +207,8 @@ def test_the_loss_compiles_in_one_graph():
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         y = torch.tensor([1., 0., 1., 0., 1., 0., .5, .2])[:len(x)]
         a, b = compiled(ours, y), predictor.bce_with_logits(theirs, y)
-        a.backward(); b.backward()
+        a.backward()
+        b.backward()
         torch.testing.assert_close(a, b), torch.testing.assert_close(ours.grad, theirs.grad)
 
 
