@@ -247,15 +247,15 @@ GOOD = dict(metadata={}, cells=[
 def test_a_good_widget_passes(): assert list(complaints(GOOD)) == []
 
 
-@pytest.mark.parametrize("at, old, new, said", [
+@pytest.mark.parametrize("at, old, new, complaint", [
     (1, "draw(1)", "other(1)", "no stored still picture"), (1, "fig-alt", "alt", "no stored still picture"),
     (2, ", continuous_update=False", "", "at every step"),
     (2, 'description="x", ', "", "without a description"), (2, "draw", "lambda x: x", "no stored still")])
-def test_a_bad_widget_is_found(at, old, new, said):
+def test_a_bad_widget_is_found(at, old, new, complaint):
     nb = copy.deepcopy(GOOD)
     assert old in nb["cells"][at]["source"]
     nb["cells"][at]["source"] = nb["cells"][at]["source"].replace(old, new)
-    assert any(said in line for line in complaints(nb))
+    assert any(complaint in line for line in complaints(nb))
 
 
 def test_what_a_widget_stores_is_found_and_tidied_away():

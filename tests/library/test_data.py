@@ -406,8 +406,8 @@ def test_rows_as_numpy_takes_them(rows):
     assert cut.history_table is batch.history_table and cut.present_table is batch.present_table
 
 
-@pytest.mark.parametrize("rows, says", [(7, "row 7"), (-8, "row -8"), ([7], "of a batch of 7"),
-                                        ([-8], "of a batch of 7"),
+@pytest.mark.parametrize("rows, says", [(7, "row 7"), (-8, "row -8"), ([7], "not all exist in a batch of 7"),
+                                        ([-8], "not all exist in a batch of 7"),
     ([True], "a mask of 1"), ([.5], "whole numbers"), ([[0]], "one axis")])
 def test_rows_that_are_not_there(rows, says):
     with pytest.raises(IndexError, match=says): build(**parts())[rows]
@@ -478,7 +478,7 @@ def test_batches_on_the_gpu():
     ("mine", torch.zeros(6), "Batch.mine: axis 'B': expected 7, got 6"),
     ("mine", torch.tensor([1.]*6 + [torch.inf]), "Batch.mine: row 6 is inf"),
     ("mine", [1]*7, "Batch.mine: expected a tensor, got list"),
-    ("history", torch.zeros(7), "Batch.history: this name is the batch's own"),
+    ("history", torch.zeros(7), "Batch.history: this name belongs to the batch itself"),
     ("device", torch.zeros(7), "the batch's own"), ("rows", torch.zeros(7), "the batch's own"),
     ("batches", torch.zeros(7), "the batch's own")])
 def test_batch_names_the_part(name, value, says):
@@ -489,9 +489,9 @@ def test_batch_names_the_part(name, value, says):
 def test_a_batch_without_rows_or_with_a_name_twice():
     with pytest.raises(ValueError, match="at least one part with an entry per row"):
         data.Batch({}, dict(title=torch.zeros(3, 2)))
-    with pytest.raises(ValueError, match="Batch.x: is among the rows and among the tables"):
+    with pytest.raises(ValueError, match="Batch.x: is both among the rows and among the tables"):
         data.Batch(dict(x=torch.zeros(3)), dict(x=torch.zeros(3)))
-    with pytest.raises(ValueError, match="Batch: a part's name is a string, got 3"):
+    with pytest.raises(ValueError, match="Batch: a part's name must be a string, got 3"):
         data.Batch({3: torch.zeros(3)})
     with pytest.raises(AttributeError, match="no part 'price'; it has fields, dense"):
         _ = build(**parts()).price
@@ -595,7 +595,7 @@ def test_shards_are_equal_steps_and_together_all_rows(B, size, world, shuffle, s
 
 @pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (2, 2), (0, 0)])
 def test_a_shard_that_is_none(shard):
-    with pytest.raises(ValueError, match=r"shard is \(rank, world\) with rank from 0 to world - 1, got"):
+    with pytest.raises(ValueError, match=r"shard must be \(rank, world\) with rank from 0 to world - 1, got"):
         own().batches(2, shard=shard)
 
 
@@ -757,7 +757,7 @@ def test_empty_cells_stay_missing(tmp_path):
 
 @pytest.mark.parametrize("name, text, says", [
     ("a.csv", "", "is empty"), ("a.csv.gz", "", "is empty"), ("a.csv", "u,i,s,t,y\n", "a header and no rows"),
-    ("a.csv", "u,i,s,when,y\n1,2,3,4,1\n", "missing column 't'; there are: u, i, s, when, y"),
+    ("a.csv", "u,i,s,when,y\n1,2,3,4,1\n", "missing column 't'; the columns are u, i, s, when, y"),
     ("a.csv", "hello\nworld\n", "missing column 'u', 'i', 's', 't', 'y'"),
     ("a.txt", TEXT, "unknown ending"), ("a.csv", TEXT + "1,2,3,4,5,6,7,8,9,10\n", "is not a table")])
 def test_a_bad_file_is_named(tmp_path, name, text, says):
@@ -834,7 +834,7 @@ def test_coupons_look_at_the_variable_then_the_cache(away, monkeypatch):
     assert len(logs.load_coupons()) == len(OFFERS)
     write(named/NAME, coupon_csv().rsplit("\n", 2)[0] + "\n")
     monkeypatch.setenv("MULTISCENE_DATA", str(named))
-    with pytest.warns(UserWarning, match="has 4 rows, the survey has 5; it is read as it is"):
+    with pytest.warns(UserWarning, match="has 4 rows, but the survey has 5; it is read as it is"):
         assert len(logs.load_coupons()) == len(OFFERS) - 1
     monkeypatch.setenv("MULTISCENE_DATA", str(away/"nowhere"))
     assert len(logs.load_coupons()) == len(OFFERS)
@@ -851,7 +851,7 @@ def test_coupons_name_what_is_wrong(away):
 
 
 @pytest.mark.wrong(
-    "the coupon file is not here and could not be fetched (…): get … and put … from it into …, or into a "
+    "the coupon file is missing and could not be fetched (…): get … and put … from it into …, or into a "
     "folder named by MULTISCENE_DATA", area="files",
                    cause="There is no network, or the server did not answer in time, or sent something else.",
     remedy="Fetch the archive with a browser, and put the file where the message says.")
@@ -861,7 +861,7 @@ def test_offline_says_where_to_get_it_and_where_to_put_it(away):
                  "MULTISCENE_DATA"):
         assert part in str(e.value)
     assert str(e.value).startswith(
-        "the coupon file is not here and could not be fetched (") and "\n" not in str(e.value)
+        "the coupon file is missing and could not be fetched (") and "\n" not in str(e.value)
 
 
 @pytest.mark.wrong(
@@ -874,7 +874,7 @@ def test_offline_says_where_to_get_it_and_where_to_put_it(away):
                    cause="A coupon file that you named yourself differs from the one of which the course "
                          "tells.",
                    remedy="It is only a warning: numbers will differ from those of the course.")
-@pytest.mark.wrong("… has … rows, the survey has …; delete the file, and it is fetched again", area="files",
+@pytest.mark.wrong("… has … rows, but the survey has …; delete the file, and it is fetched again", area="files",
                    cause="The coupon file in your cache is not whole.",
                    remedy="Delete the file that is named, and it is fetched again.")
 def test_a_copy_that_is_not_the_survey(away, monkeypatch):
@@ -888,16 +888,15 @@ def test_a_copy_that_is_not_the_survey(away, monkeypatch):
                      f"{SURVEY}; delete the file, and it is fetched again")
     write(cache/NAME, coupon_csv().rsplit("\n", 2)[0])
     with pytest.raises(ValueError,
-                       match="has 4 rows, the survey has 5; delete the file, and it is fetched again"):
+                       match="has 4 rows, but the survey has 5; delete the file, and it is fetched again"):
         logs.load_coupons()
     path = write(named/NAME, FLIPPED)
     monkeypatch.setenv("MULTISCENE_DATA", str(named))
     for given_path in (path, named, None):
-        with pytest.warns(UserWarning) as said: frame = logs.load_coupons(given_path)
-        assert str(
-            said[0].message) == (f"{path} is not the survey: the SHA-256 of its content is {other}, expected "
-                                 f"{SURVEY}; it is read as it is")
-        assert said[0].filename == __file__ and frame.Y.tolist() == [1 - row["Y"] for row in OFFERS]
+        with pytest.warns(UserWarning) as caught: frame = logs.load_coupons(given_path)
+        assert str(caught[0].message) == (f"{path} is not the survey: the SHA-256 of its content is {other}, "
+                                          f"expected {SURVEY}; it is read as it is")
+        assert caught[0].filename == __file__ and frame.Y.tolist() == [1 - row["Y"] for row in OFFERS]
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -915,7 +914,7 @@ def test_five_rows_are_not_the_survey(tmp_path, monkeypatch):
     write_to = tmp_path/"in-vehicle-coupon"
     write_to.mkdir()
     write(write_to/NAME, coupon_csv())
-    with pytest.raises(ValueError, match="has 5 rows, the survey has 12684; delete the file"):
+    with pytest.raises(ValueError, match="has 5 rows, but the survey has 12684; delete the file"):
         logs.load_coupons()
 
 
@@ -978,7 +977,7 @@ def test_download_once(away, server, capsys):
     (zipped(coupon_csv()), 200, 100, FileNotFoundError, "could not be fetched"),
     (zipped("", "other.csv"), 200, None, ValueError, "does not hold"),
     (zipped(coupon_csv().rsplit("\n", 2)[0] + "\n"), 200, None, ValueError,
-     "has 4 rows, the survey has 5; try again later, or give the path of a copy that you trust"),
+     "has 4 rows, but the survey has 5; try again later, or give the path of a copy that you trust"),
     (zipped(FLIPPED), 200, None, ValueError,
      f"/coupons.zip is not the survey: the SHA-256 of its content is [0-9a-f]{{64}}, expected {SURVEY}; try "
      "again later"),
@@ -1029,7 +1028,7 @@ def test_an_endless_answer_is_cut_off(away, server, monkeypatch):
         out.write(b"HTTP/1.0 200 OK\r\n\r\n")
         for _ in range(5000): sent.append(out.write(bytes(100_000)))  # half a gigabyte
     server.body = flood
-    with pytest.raises(FileNotFoundError, match="more than 200,000 bytes came, far more than the survey has"):
+    with pytest.raises(FileNotFoundError, match="more than 200,000 bytes, far more than the survey has"):
         logs.load_coupons()
     assert len(sent) < 500 and cached(away) == []
 

@@ -254,7 +254,7 @@ def test_movielens_goes_through_the_same_command(tmp_path, capsys):
 BROKEN = {  # name: (what to do to the log, what the command says)
     "header only": (lambda f: f.head(0), "has a header and no rows"),
     "no such column": (lambda f: f.rename(columns=dict(who="customer")),
-                       "missing column 'who'; there are: customer, what, where, when"),
+                       "missing column 'who'; the columns are customer, what, where, when"),
     "label outside": (lambda f: f.assign(liked=[7, *f.liked[1:]]),
                       "column 'liked', row 1 below the header: '7' is not a label from 0 to 1"),
     "labels all alike": (lambda f: f.assign(liked=1), "one class"),
@@ -360,7 +360,7 @@ def test_files_of_users_and_items_that_do_not_fit(log, place, tmp_path, capsys):
         frame.to_csv(tmp_path/"side.csv", index=False)
         refused(capsys, says, "train", place/"log.csv", "--schema", place/"schema.json", "--out",
                 tmp_path/"m", option, tmp_path/"side.csv", *QUICK)
-    attempt(pd.concat([items, items.head(1)]), "stands twice")
+    attempt(pd.concat([items, items.head(1)]), "appears twice")
     attempt(items.assign(what=["x", *items.what[1:].astype(str)]),
             "column 'what', row 1 below the header has no id like those of the log")
     attempt(items.rename(columns=dict(what="id")), "lacks column 'who'", "--users")
@@ -473,13 +473,13 @@ def test_a_trained_model_is_not_overwritten_by_chance(trained, place, tmp_path, 
 @pytest.mark.wrong("no such folder: …; name the one that train wrote", area="files",
                    cause="The name of the folder is wrong.",
                    remedy="Name the folder that was given to train as --out.")
-@pytest.mark.wrong("… is not there: give the folder that … wrote", area="files",
+@pytest.mark.wrong("… does not exist: give the folder that … wrote", area="files",
                    cause="The folder is another one, or a part of it was deleted.",
                    remedy="Name the folder that was given to train as --out, or train again.")
 def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, capsys):
     ask = ("--user", 1, "--scenario", "home")
     refused(capsys, "no such folder", "recommend", tmp_path/"none", *ask)
-    refused(capsys, "is not there: give the folder that multiscene-rec train wrote", "recommend", tmp_path,
+    refused(capsys, "does not exist: give the folder that multiscene-rec train wrote", "recommend", tmp_path,
             *ask)
     for n, (name, content, says) in enumerate([
             ("run.json", b"{", "run.json"), ("run.json", b'{"format": 99}', "format 99"),
@@ -502,7 +502,7 @@ def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, c
 
 
 @pytest.mark.wrong(
-    "… is damaged or was edited: its own checksum differs; copy it again, or save again with …", area="files",
+    "… is damaged or was edited: it does not match its checksum; copy it again, or save it again with …", area="files",
     cause="A byte of run.json changed, or somebody edited it.", remedy="Put a copy back, or train again.")
 @pytest.mark.parametrize("change",
     [lambda r: r["split"].pop("test_from"), lambda r: r["split"].update(by="moon"),
@@ -513,7 +513,7 @@ def test_an_edited_run_is_refused(change, trained, place, tmp_path, capsys):
     change(run)
     (folder/"run.json").write_text(json.dumps(run))
     refused(capsys,
-            "run.json is damaged or was edited: its own checksum differs; copy it again, or save again with "
+            "run.json is damaged or was edited: it does not match its checksum; copy it again, or save it again with "
             "multiscene-rec train", "evaluate", folder, place/"log.csv")
 
 
@@ -701,13 +701,11 @@ def test_a_column_that_knows_the_answer_is_named(what, small, tmp_path, capsys):
                        else dict(categorical=["category", "after"]))
     code, out, err = call(capsys, *train_args(tmp_path, leaky, schema=schema))
     assert code == 0, err
-    said = [line for line in out.splitlines() if line.startswith("WARNING")]
-    assert len(said) == 1 and re.fullmatch(
-        r"WARNING: column 'after' alone tells clicks from the rest \(AUC (1\.000|0\.9\d\d) on the training "
-        r"rows\)\. "
-                                           r"Is it known before the click\? If not, leave it out with --drop "
-                                           r"after", said[0]), out
-    assert said[0] in (tmp_path/"m"/"model_card.md").read_text() and "after" in json.loads(
+    warned = [line for line in out.splitlines() if line.startswith("WARNING")]
+    line = (r"WARNING: column 'after' alone tells clicks from the rest \(AUC (1\.000|0\.9\d\d) on the "
+            r"training rows\)\. Is it known before the click\? If not, leave it out with --drop after")
+    assert len(warned) == 1 and re.fullmatch(line, warned[0]), out
+    assert warned[0] in (tmp_path/"m"/"model_card.md").read_text() and "after" in json.loads(
         (tmp_path/"m"/"run.json").read_text())["suspects"]
     code, out, _ = call(capsys, *train_args(tmp_path, leaky, schema=schema, drop="after", overwrite=True))
     assert code == 0 and "WARNING" not in out and "after" not in out.split("Features: ")[1].splitlines()[0]
@@ -1220,7 +1218,7 @@ def test_a_path_that_is_no_text(small, tmp_path, capsys):
     args = train_args(tmp_path, small)
     small.to_csv(odd, index=False)
     args[1], args[args.index("--out") + 1] = odd, tmp_path/os.fsdecode(b"mod\xe8le")
-    with open(tmp_path/"said", "w", errors="backslashreplace") as f, pytest.MonkeyPatch.context() as patch:
+    with open(tmp_path/"output", "w", errors="backslashreplace") as f, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", f)
         code = cli.main([str(a) for a in args])
     assert code == 0, capsys.readouterr().err
@@ -1233,12 +1231,12 @@ def test_control_characters_reach_no_terminal(small, tmp_path, capsys):
     odd.loc[len(odd) - 20:, "where"] = late
     code, out, err = call(capsys, *train_args(tmp_path, odd))
     assert code == 0 and "\\x1b]0;mine\\x07" in out, err
-    told = [out, err, (tmp_path/"m"/"model_card.md").read_text()]
-    told += call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv")[1:]
-    told += call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")[1:]
-    told += call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", late)[1:]
-    told += call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", name)[1:]
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "".join(told))
+    texts = [out, err, (tmp_path/"m"/"model_card.md").read_text()]
+    texts += call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv")[1:]
+    texts += call(capsys, "evaluate", tmp_path/"m", tmp_path/"log.csv", "--json")[1:]
+    texts += call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", late)[1:]
+    texts += call(capsys, "recommend", tmp_path/"m", "--user", 1, "--scenario", name)[1:]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "".join(texts))
     assert name in {row["scenario"] for row in json.loads((tmp_path/"m"/"metrics.json").read_text())}
 
 

@@ -79,8 +79,8 @@ def test_a_file_is_whole_whatever_happens(tmp_path, monkeypatch):
     def broken(*_): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError,
-                       match="No space left on device: free space or name another folder; the file that was "
-                             "there before is untouched") as e:
+                       match="No space left on device: free space or name another folder; the previous file is "
+                             "untouched") as e:
         storage.write_whole(path, b"new")
     assert e.value.errno == errno.ENOSPC and str(path) in str(e.value)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["state"]
@@ -162,11 +162,11 @@ def test_a_checksum_of_what_json_does_not_have():
 
 
 def test_the_checksum_of_a_record_is_known_before_it_is_written(tmp_path):
-    told = storage.record_checksum(ABOUT, numbers())
-    assert write(tmp_path) == told == read(tmp_path)[0]["checksum"]
+    expected = storage.record_checksum(ABOUT, numbers())
+    assert write(tmp_path) == expected == read(tmp_path)[0]["checksum"]
     changes = [dict(about=ABOUT | dict(name="b")), dict(tensors=numbers(seed=1)), dict(tensors={}),
                dict(about=ABOUT | dict(format=4))]
-    assert len({told, *(storage.record_checksum(**(dict(about=ABOUT, tensors=numbers()) | c))
+    assert len({expected, *(storage.record_checksum(**(dict(about=ABOUT, tensors=numbers()) | c))
                         for c in changes)}) == 5
 
 
@@ -203,8 +203,8 @@ def test_writing_changes_nothing_that_is_given(tmp_path):
     [(dict(format=1, rate=math.nan), ValueError, "not JSON compliant"),
      (dict(format=1, rate=[math.inf]), ValueError, "not JSON compliant"),
     (dict(format=1, a=np.float32(1)), TypeError, "float32"), (dict(format=1, a={1, 2}), TypeError, "set"),
-     (dict(), ValueError, "needs format, a whole number"),
-    (dict(format="1"), ValueError, "needs format"), (dict(format=True), ValueError, "needs format")])
+     (dict(), ValueError, "needs a whole number as format"),
+    (dict(format="1"), ValueError, "needs a whole number"), (dict(format=True), ValueError, "needs a whole number")])
 def test_what_a_record_cannot_say(tmp_path, about, kind, says):
     write(tmp_path)
     with pytest.raises(kind, match=says): write(tmp_path, about)
@@ -227,20 +227,20 @@ def test_two_records_in_one_folder(tmp_path):
         name="b")[0]["other"] == 1
 
 
-@wrong("… is not there: give the folder that … wrote", area="files",
+@wrong("… does not exist: give the folder that … wrote", area="files",
        cause="The folder is another one, or a file of it was not copied.",
        remedy="Name the folder that the function in the message wrote.")
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file(tmp_path, name):
     write(tmp_path)
     (tmp_path/name).unlink()
-    refused(tmp_path, f"{name} is not there: give the folder that Thing.save wrote", FileNotFoundError)
+    refused(tmp_path, f"{name} does not exist: give the folder that Thing.save wrote", FileNotFoundError)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     (tmp_path/"file").write_text("here")
     for name in ("nowhere", "file"):
-        refused(tmp_path/name, "model.json is not there: give the folder that Thing.save wrote",
+        refused(tmp_path/name, "model.json does not exist: give the folder that Thing.save wrote",
                 FileNotFoundError)
 
 
@@ -258,11 +258,11 @@ def test_a_folder_with_a_pickle_in_the_place_of_a_record(tmp_path, name):
     assert read(tmp_path), "beside a record it is nobody's business"
 
 
-@wrong("… is damaged, or is not the partner of the … beside it: its checksum differs; copy both again, or "
-       "save again with …", area="files",
+@wrong("… is damaged, or does not belong to the … beside it: its checksum differs; copy both again, or "
+       "save them again with …", area="files",
        cause="The two files come from two records, or the numbers changed on the way.",
        remedy="Copy both files of one folder together, or save again.")
-@wrong("… is damaged or was edited: its own checksum differs; copy it again, or save again with …",
+@wrong("… is damaged or was edited: it does not match its checksum; copy it again, or save it again with …",
        area="files", cause="The description changed on the way, or was edited by hand.",
        remedy="Copy the file again, or save again.")
 @given(data=st.data())
@@ -278,8 +278,8 @@ def test_one_flipped_bit_in_either_file(tmp_path_factory, data):
     with pytest.raises(ValueError) as e: read(folder)
     assert str(folder/name) in str(e.value) or name.endswith("json") and "model.safetensors" in str(e.value)
     if name.endswith("safetensors"):
-        says = ("is damaged, or is not the partner of the model.json beside it: its checksum differs; copy "
-                "both again, or save again with Thing.save")
+        says = ("is damaged, or does not belong to the model.json beside it: its checksum differs; copy "
+                "both again, or save them again with Thing.save")
         assert says in str(e.value) or "is a pickle or a zip file" in str(e.value)
 
 
@@ -289,7 +289,7 @@ def _same_json(content, folder):
     except ValueError: return False
 
 
-@wrong("… is damaged: …; copy it again, or save again with …", area="files",
+@wrong("… is damaged: …; copy it again, or save it again with …", area="files",
        cause="The description was cut short, or is no JSON.", remedy="Copy the file again, or save again.")
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, -20, -1])
 def test_cut_files(tmp_path, keep):
@@ -306,11 +306,11 @@ def test_the_partner_of_another_record(tmp_path):
     for k in (0, 1): write(tmp_path/str(k), tensors=numbers(seed=k))
     os.replace(tmp_path/"1"/"model.safetensors", tmp_path/"0"/"model.safetensors")
     refused(tmp_path/"0",
-            "model.safetensors is damaged, or is not the partner of the model.json beside it: its checksum "
+            "model.safetensors is damaged, or does not belong to the model.json beside it: its checksum "
             "differs")
 
 
-@wrong("… has format …, this version reads …: save again with …", area="files",
+@wrong("… has format …, but this version reads …: save it again with …", area="files",
        cause="The files were written by another version of the package, or are not a record at all.",
        remedy="Save again with the version that you have.")
 @pytest.mark.parametrize("found, shown", [(2, "2"), (4, "4"), (-1, "-1"), ("3", "unknown"), (None, "unknown"),
@@ -318,9 +318,9 @@ def test_the_partner_of_another_record(tmp_path):
 def test_another_format(tmp_path, found, shown):
     write(tmp_path)
     describe(tmp_path, lambda a: a.update(format=found))
-    refused(tmp_path, f"model.json has format {shown}, this version reads 3: save again with Thing.save")
+    refused(tmp_path, f"model.json has format {shown}, but this version reads 3: save it again with Thing.save")
     describe(tmp_path, lambda a: a.pop("format"))
-    refused(tmp_path, "model.json has format unknown, this version reads 3")
+    refused(tmp_path, "model.json has format unknown, but this version reads 3")
 
 
 @pytest.mark.parametrize("text", ["[]", "[1, 2]", '"x"', "3", "null", "true", "{}", '{"format": 3}',
@@ -483,7 +483,7 @@ def test_a_header_tells_the_shapes_without_the_numbers(tmp_path):
         storage.header(tmp_path/"none.safetensors")
 
 
-@wrong("…: tensor … is not finite, it holds nan or infinity; train again, with a smaller lr", area="training",
+@wrong("…: tensor … is not finite: it holds nan or infinity; train again with a smaller lr", area="training",
        cause="The weights have run away, often from too large a step.",
        remedy="Train again with a smaller lr; nothing was written.")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -492,7 +492,7 @@ def test_numbers_that_ran_away(value, kind):
     good = dict(a=torch.ones(3), n=torch.tensor([1, 2]), b=torch.tensor([True]))
     storage.check_finite(good, "save")
     with pytest.raises(ValueError,
-                       match="save: tensor 'w' is not finite, it holds nan or infinity; train again, with a "
+                       match="save: tensor 'w' is not finite: it holds nan or infinity; train again with a "
                              "smaller lr"):
         storage.check_finite(good | dict(w=torch.tensor([1., value]).to(kind)), "save")
 
@@ -645,36 +645,36 @@ def test_columns_that_cannot_be_kept(values, kind):
 def test_words_that_are_not_there():
     columns = [dict(name="c", words=["a", "b"])]
     for code in (2, -2, 10**9):
-        with pytest.raises(ValueError, match="column 'c' of users names words that are not there"):
+        with pytest.raises(ValueError, match="column 'c' of users points past the end of its list of words"):
             storage.unpack_frame(columns, "users", {"users.0": torch.tensor([0, code])})
     with pytest.raises(KeyError): storage.unpack_frame(columns, "users", {})
 
 
 # ---- folders
 
-def _hold(folder, told):
+def _hold(folder, ready):
     with storage.sole_writer(folder):
-        told.set()
+        ready.set()
         time.sleep(60)
 
 
-def _work(out, told):
+def _work(out, ready):
     with storage.replaced_folder(out) as work:
         (work/"run"/"a").write_text("child")
         (work/"checkpoint").write_text("epoch 3")
-        told.set()
+        ready.set()
         time.sleep(60)
 
 
 class held:
     "Another process that holds a folder until it is killed."
     def __init__(self, what, path):
-        self.told = OTHERS.Event()
-        self.child = OTHERS.Process(target=what, args=(path, self.told))
+        self.ready = OTHERS.Event()
+        self.child = OTHERS.Process(target=what, args=(path, self.ready))
 
     def __enter__(self):
         self.child.start()
-        assert self.told.wait(60)
+        assert self.ready.wait(60)
 
     def __exit__(self, *_):
         self.child.kill()
@@ -794,15 +794,15 @@ def test_cut_off_after_the_second_rename(tmp_path):
     assert listed(tmp_path) == ["shop", "shop/a"]
 
 
-def _look(out, told): told.put((storage.settle(out)/"a").read_text())
+def _look(out, seen): seen.put((storage.settle(out)/"a").read_text())
 
 
 def test_a_reader_does_not_disturb_a_swap(tmp_path, monkeypatch):
     """In the moment between the two renames a reader waits; to put the old folder back would make the
     second one fail."""
-    out, told, real = tmp_path/"shop", OTHERS.SimpleQueue(), os.replace
+    out, seen, real = tmp_path/"shop", OTHERS.SimpleQueue(), os.replace
     fill(out, "one")
-    reader = OTHERS.Process(target=_look, args=(out, told))
+    reader = OTHERS.Process(target=_look, args=(out, seen))
     def slowly(a, b):
         real(a, b)
         if Path(b).name == "old":
@@ -811,10 +811,10 @@ def test_a_reader_does_not_disturb_a_swap(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", slowly)
     fill(out, "two")
     reader.join(30)
-    assert (out/"a").read_text() == "two" and told.get() == "two"
+    assert (out/"a").read_text() == "two" and seen.get() == "two"
 
 
-@wrong("…: the folder cannot be replaced; it is as it was, and the new one is in …", area="files",
+@wrong("…: the folder cannot be replaced; it is unchanged, and the new one is in …", area="files",
        cause="The folder is one that the system does not let go, such as a mounted disk.",
        remedy="Move the new folder from where it lies, before the next run.")
 @pytest.mark.parametrize("which", ["old", "shop"])
@@ -828,29 +828,29 @@ def test_a_folder_that_cannot_be_renamed(tmp_path, monkeypatch, which):
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError) as e: fill(out, "two")
     monkeypatch.undo()
-    assert ("Device or resource busy: the folder cannot be replaced; it is as it was, and the new one is "
+    assert ("Device or resource busy: the folder cannot be replaced; it is unchanged, and the new one is "
             f"in {tmp_path/'.shop.work'/'run'}" in str(e.value) and str(out) in str(e.value))
     assert (out/"a").read_text() == "one" and (tmp_path/".shop.work"/"run"/"a").read_text() == "two"
 
 
-@wrong("…: … is made beside its place first, and nothing can be written there; name a folder inside one that "
+@wrong("…: … is first built in the folder around it, which cannot be written to; name a folder inside one that "
        "you can write to", area="files",
        cause="The folder around the one you named cannot be written to.",
        remedy="Name a folder inside one that is yours.")
 def test_nothing_can_be_written_beside_it(tmp_path):
     (tmp_path/"file").write_text("x")
     with pytest.raises(OSError,
-                       match="shop is made beside its place first, and nothing can be written there; name a "
+                       match="shop is first built in the folder around it, which cannot be written to; name a "
                              "folder inside one that you can write to") as e:
         fill(tmp_path/"file"/"shop", "x")
     assert str(tmp_path/"file") in str(e.value)
 
 
-@wrong("there is a file of this name: name a folder", area="files",
+@wrong("a file of this name exists: name a folder", area="files",
        cause="What you named for a folder is a file.", remedy="Name a folder, or move the file away.")
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     (tmp_path/"shop").write_text("notes")
-    with pytest.raises(FileExistsError, match="there is a file of this name: name a folder"):
+    with pytest.raises(FileExistsError, match="a file of this name exists: name a folder"):
         fill(tmp_path/"shop", "x")
     assert (tmp_path/"shop").read_text() == "notes" and listed(tmp_path) == ["shop"]
     assert storage.foreign_file(tmp_path/"shop", "run.json", ("model",)) == "shop"
@@ -895,11 +895,11 @@ def test_a_folder_that_is_absent_holds_nothing_foreign(tmp_path):
 # ---- tables
 
 def test_results_say_where_and_when_they_were_computed(tmp_path):
-    told = storage.write_results(tmp_path/"results"/"mall.csv",
-                                 pd.DataFrame(dict(model=["a", "b"], auc=[.123456789, 1.])))
+    table = pd.DataFrame(dict(model=["a", "b"], auc=[.123456789, 1.]))
+    written = storage.write_results(tmp_path/"results"/"mall.csv", table)
     found = pd.read_csv(tmp_path/"results"/"mall.csv", dtype=str)
-    assert list(found) == list(told) == ["model", "auc", "commit", "hardware",
-                                         "date"] and found.auc.tolist() == ["0.123457", "1"]
+    assert list(found) == list(written) == ["model", "auc", "commit", "hardware", "date"]
+    assert found.auc.tolist() == ["0.123457", "1"]
     assert found.date.str.fullmatch(r"\d{4}-\d\d-\d\d").all() and found.hardware.str.contains("core").all()
 
 
