@@ -24,7 +24,7 @@ from pathlib import Path
 from tools import plain
 
 FILE, PROCESSES = 2**28, 256 # bytes of a file that a solution may write, and processes of another user
-SUBREAPER, DUMPABLE = 36, 4 # of prctl
+SUBREAPER, DUMPABLE, END_WITH_PARENT = 36, 4, 1 # options of prctl
 
 
 class Answer:
@@ -95,6 +95,7 @@ def _limits(printed, mib, user, place):
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
         os.environ["HOME"] = place
         os.setgroups([]), os.setgid(user[1]), os.setuid(user[0])
+    shield((END_WITH_PARENT, signal.SIGKILL))
 
 
 def _one(control, pipe, printed, request):
@@ -126,7 +127,7 @@ def end_children(*known):
 
 
 def shield(*options):
-    "Linux: what children leave behind comes to this process, and no other process may look into its memory."
+    "Options of this process on Linux: whose children it ends, who may look into its memory, when it ends."
     with contextlib.suppress(OSError, AttributeError):
         for option, value in options: ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 

@@ -274,6 +274,17 @@ def test_bad_code_is_a_zero_with_a_reason(code, says, nursery):
     assert walled(nursery, SAMPLE)[0] == SAMPLE.points, "the next one is graded"
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_a_process_ends_with_the_one_that_made_it():
+    with grade.Nursery() as nursery:
+        code = "import os\nprint(os.getpid(), flush=True)\nos.kill(os.getppid(), 9)\nwhile True: pass"
+        _, reasons, said = walled(nursery, SAMPLE, code)
+    assert set(reasons) == {"it ended the program"}
+    state, end = Path(f"/proc/{said.strip()}/stat"), time.monotonic() + 5
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < end: time.sleep(.01)
+    assert time.monotonic() < end, "it still runs" # what is dead may wait for its new parent
+
+
 @pytest.mark.parametrize("code, says", [("x = '\ud800'", "UnicodeEncodeError"), ("x = 1\0", "null bytes")])
 def test_text_that_is_no_code_is_a_zero_with_a_reason(code, says, nursery):
     assert says in walled(nursery, SAMPLE, code)[1][0]
