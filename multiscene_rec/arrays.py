@@ -1,5 +1,5 @@
-"""Labels, scores, ids, lists and vectors as arrays, checked: what metrics and rankings need. Written by
-hand; it teaches nothing."""
+"""Labels, scores, ids, lists and vectors as arrays, checked: what metrics and rankings need. Hand-written;
+not part of a lesson."""
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,11 +55,11 @@ def label_and_score(
         raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
     if hard and not np.isin(y, (0, 1)).all():
         row = (~np.isin(y, (0, 1))).argmax()
-        raise ValueError(f"label must be 0 or 1 for {hard}, row {row} holds {y[row]:g}: "
+        raise ValueError(f"label must be 0 or 1 for {hard}, but row {row} holds {y[row]:g}: "
                          "cut soft labels first, e.g. label >= 0.5")
     if not ((y >= 0) & (y <= 1)).all():
         row = (~((y >= 0) & (y <= 1))).argmax()
-        raise ValueError(f"label must lie in [0, 1], row {row} holds {y[row]:g}: rescale it")
+        raise ValueError(f"label must lie in [0, 1], but row {row} holds {y[row]:g}: rescale it")
     return y, s
 
 
@@ -76,7 +76,7 @@ def label_and_prob(
         bad = np.flatnonzero(~((x >= 0) & (x <= 1)))
         if len(bad):
             raise ValueError(
-                f"{name} must lie in [0, 1], row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
+                f"{name} must lie in [0, 1], but row {bad[0]} is {x[bad[0]]}; pass probabilities, not logits")
     return y, p
 
 
@@ -84,7 +84,7 @@ def id_codes(
     ids, # A column of ids: numbers or words
     name: str, # Its name, for the error message
     rows: int, # How many there must be
-    sort: bool = False, # Whether the codes follow the order of the ids, and not that of their first rows
+    sort: bool = False, # Whether the codes follow the order of the ids, not that of their first rows
 ) -> tuple: # (n,) int64 codes from 0; the id of each code
     """Ids as codes. Raises: `ValueError` naming the row that has no id."""
     a = ids if isinstance(ids, (pd.Series, pd.Index, pd.Categorical)) else as_array(ids)
@@ -103,7 +103,10 @@ def bootstrap_columns(
     score, # A column of scores, or (n, m) with one column per model
     user, # A column of user ids
 ) -> tuple: # (n,) float64, (n,) or (n, m) float64, (n,) int64 codes
-    """What users are drawn from. Raises: `ValueError` for a column that does not fit, or a single user."""
+    """Columns from which users are drawn.
+
+    Raises: `ValueError` for a column that does not fit, or for a single user.
+    """
     y, s = numbers(label, "label"), as_array(score)
     if s.ndim not in (1, 2): raise ValueError(f"score must have axes (n,) or (n, m), got shape {s.shape}")
     s = np.stack([numbers(column, "score") for column in np.atleast_2d(s.T)], axis=1).reshape(s.shape)
@@ -119,7 +122,7 @@ def bootstrap_columns(
 def flat_lists(
     lists, # One list of item ids per user, in any form; negative or missing ids are empty places
 ) -> tuple: # ids (m,), the number of the list that each is in (m,), and the length of each list
-    """Lists as one column. Raises: `ValueError` where there is no list, or a single one."""
+    """Lists as one column. Raises: `ValueError` if there are no lists, or if a flat list is given."""
     if isinstance(lists, Mapping): lists = list(lists.values())
     if isinstance(lists, pd.DataFrame): lists = lists.to_numpy()
     table = isinstance(lists, (np.ndarray, torch.Tensor))
@@ -154,7 +157,7 @@ def item_rows(
             f"lists holds ids that are not row numbers: pass {name} as a frame or Series indexed by item id")
     rows = table.index.get_indexer(ids) if labelled else np.where(ids < len(table), ids, -1)
     if (rows < 0).any():
-        raise ValueError(f"item {ids[rows < 0][0]!s} is in lists and not in {name}: add it there")
+        raise ValueError(f"item {ids[rows < 0][0]!s} is in lists but not in {name}: add it there")
     return rows
 
 
@@ -162,7 +165,7 @@ def item_rows(
 
 def score_axis(
     score, # Scores of n items
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (n,) float64 without nan
     """Scores that can be sorted. Raises: `ValueError` naming the row that is nan."""
     x = float_array(score)
@@ -174,7 +177,7 @@ def score_axis(
 
 def finite_scores(
     score, # Scores of n items
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (n,) float64, finite
     """Scores that can be added to something else. Raises: `ValueError` naming the row that is not finite."""
     x = score_axis(score, what)
@@ -187,9 +190,12 @@ def finite_scores(
 def unit_vectors(
     vectors, # One vector per item
     n: int, # How many there must be
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (n, m) float64 of length 1; a vector of zeros stays zero
-    """Directions. Raises: `ValueError` naming the axis that does not fit, or the row that is not finite."""
+    """Vectors scaled to length 1.
+
+    Raises: `ValueError` naming the axis that does not fit, or the row that is not finite.
+    """
     v = float_array(vectors)
     try: check_shape(v, "n m", n=n)
     except ValueError as e: raise ValueError(f"{what}: vectors: {e}") from None
@@ -201,24 +207,24 @@ def unit_vectors(
 
 def list_positions(
     pick, # Positions of the items on a list
-    n: int, # Of how many
-    what: str, # Who asks, for the error message
+    n: int, # Number of items
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (k,) int64 from 0 to n - 1, each once, k 1 or more
     """A list of items. Raises: `ValueError` for a list that is empty, repeats a position or leaves 0 to
     n - 1."""
     pick = np.asarray(pick.detach().cpu() if isinstance(pick, torch.Tensor) else pick)
     if pick.ndim != 1 or not len(pick) or pick.dtype.kind not in "iu":
-        raise ValueError(f"{what}: a list is one axis of whole positions and not empty, got shape "
+        raise ValueError(f"{what}: a list must be one non-empty axis of whole positions, got shape "
                          f"{pick.shape} of {pick.dtype}")
     if pick.min() < 0 or pick.max() >= n:
-        raise ValueError(f"{what}: positions {pick.min()} to {pick.max()} for {n} items")
-    if len(np.unique(pick)) < len(pick): raise ValueError(f"{what}: a position appears in the list twice")
+        raise ValueError(f"{what}: positions run from {pick.min()} to {pick.max()}, but there are {n} items")
+    if len(np.unique(pick)) < len(pick): raise ValueError(f"{what}: a position appears twice in the list")
     return pick.astype(np.int64)
 
 
 def probability_axis(
     prob, # True probabilities of n items
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (n,) float64 from 0 to 1
     """Probabilities. Raises: `ValueError` naming the row that is outside 0 to 1."""
     p = score_axis(prob, what)

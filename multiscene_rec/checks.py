@@ -1,4 +1,4 @@
-"""Checks of arguments that several lessons share. Written by hand; it teaches nothing."""
+"""Checks of arguments that several lessons share. Hand-written; not part of a lesson."""
 import contextlib
 import inspect
 
@@ -11,8 +11,8 @@ __all__ = ["whole_number", "unit_interval", "float_array", "probability_array", 
 
 
 def whole_number(
-    name: str, # Of the argument, for the error message
-    value, # What was given
+    name: str, # Name of the argument, for the error message
+    value, # The value to check
     low: int = 1, # The smallest value allowed
 ) -> int: # The same value
     """Refuse anything but a whole number of at least `low`; True and 3.0 are refused too."""
@@ -22,27 +22,27 @@ def whole_number(
 
 
 def unit_interval(
-    name: str, # Of the argument, for the error message
-    value: float, # What was given
+    name: str, # Name of the argument, for the error message
+    value: float, # The value to check
 ) -> float: # The same value
-    """Refuse what is not from 0 to 1, nan included."""
-    if not 0 <= value <= 1: raise ValueError(f"{name} runs from 0 to 1, got {value!r}")
+    """Refuse a value outside 0 to 1, or nan."""
+    if not 0 <= value <= 1: raise ValueError(f"{name} must lie between 0 and 1, got {value!r}")
     return value
 
 
 def float_array(
     x, # An array, a tensor or a list
 ) -> np.ndarray: # float64
-    """Numbers as a float64 array, wherever they live."""
+    """Numbers as a float64 array on the CPU."""
     if isinstance(x, torch.Tensor): return x.detach().cpu().double().numpy()
     return np.asarray(x, dtype=np.float64)
 
 
 def probability_array(
-    name: str, # Of the argument, for the error message
+    name: str, # Name of the argument, for the error message
     x, # An array or a list of numbers
 ) -> np.ndarray: # (n,) float64
-    """Probabilities as one axis. Raises: `ValueError` naming the first row that is outside 0 to 1."""
+    """Probabilities along one axis. Raises: `ValueError` naming the first row that is outside 0 to 1."""
     p = np.asarray(x, dtype=float)
     if p.ndim != 1: raise ValueError(f"{name}: expected one axis, got shape {p.shape}")
     inside = (p >= 0) & (p <= 1)
@@ -62,7 +62,7 @@ def get_params(
     thing, # An object whose class keeps every keyword argument of __init__ under its own name
     skip: tuple = (), # Arguments to leave out
 ) -> dict: # Name: value
-    """The arguments that an object was made with, by scikit-learn's rule.
+    """The arguments that an object was created with, by scikit-learn's rule.
 
     Raises: `TypeError` naming the argument that was not kept, or was kept in another form, or the class
     whose arguments have no names.
@@ -81,8 +81,8 @@ def get_params(
                 f"write self.{name} = {name} in __init__, and give what is made from it another name")
         if name not in vars(thing) and not isinstance(getattr(kind, name, None), property):
             raise TypeError(
-                f"{kind.__name__}.__init__ takes {name!r} and does not keep it: write self.{name} = {name} "
-                "in it")
+                f"{kind.__name__}.__init__ takes {name!r} but does not keep it: write self.{name} = {name} "
+                "there")
         params[name] = value
     return params
 
@@ -90,7 +90,7 @@ def get_params(
 def takes_user(
     metric, # A function of labels and scores, and perhaps of users
 ) -> bool: # Whether it has a parameter called user, or a third one without a default
-    """Whether a metric wants the users' ids."""
+    """Whether a metric needs the users' ids."""
     try: parameters = inspect.signature(metric).parameters.values()
     except (TypeError, ValueError): return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -101,9 +101,9 @@ def takes_user(
 @contextlib.contextmanager
 def damage_named(
     path, # The file that is being read
-    writer: str, # Who writes such files, such as Preprocessor.save
+    writer: str, # What writes such files, such as Preprocessor.save
 ):
-    """Turn whatever reading a damaged description raises into one kind of error that names the file.
+    """Turn whatever error a damaged description causes into one that names the file.
 
     Raises: `ValueError`.
     """
@@ -113,7 +113,7 @@ def damage_named(
             SafetensorError) as e:
         why = str(e)[:200] if isinstance(e, ValueError) else f"{type(e).__name__}: {str(e)[:100]}"
         raise ValueError(
-            f"{path} is damaged, or is not what {writer} wrote ({why}): copy it again, or make it anew"
+            f"{path} is damaged, or is not what {writer} wrote ({why}): copy it again, or create it again"
         ) from e
 
 
@@ -124,7 +124,7 @@ _PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Index
 
 def ends_in_sigmoid(
     scores: torch.Tensor, # What a model returned, with its graph
-) -> bool: # Whether the last step made probabilities of them
+) -> bool: # Whether the last step turned them into probabilities
     """Whether a model ends in a sigmoid, read from the graph of gradients.
 
     Probabilities where log-odds are expected train slowly and wrongly, without any error.

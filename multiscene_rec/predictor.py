@@ -218,9 +218,10 @@ def plot_calibration(
 def _positions(values, known, column, place):
     "Row number in `known` of each value of a column; an unknown value is an error that names its row."
     at = pd.Index(known).get_indexer(pd.Index(values))
-    lost = np.flatnonzero(at < 0)
-    if len(lost):
-        raise ValueError(f"column {column!r}, row {lost[0]}: {values.iloc[lost[0]]!r} is not in {place}; "
+    unknown = np.flatnonzero(at < 0)
+    if len(unknown):
+        row = unknown[0]
+        raise ValueError(f"column {column!r}, row {row}: {values.iloc[row]!r} is not in {place}; "
                          "drop such rows or take the mall they came from")
     return at
 

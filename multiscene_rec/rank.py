@@ -59,12 +59,12 @@ def mmr(
     score = finite_scores(score, "mmr")
     v = unit_vectors(vectors, len(score), "mmr")
     picked, nearest, gain = [], np.zeros(len(score)), (1 - diversity)*score
-    left = np.ones(len(score), dtype=bool)
+    unpicked = np.ones(len(score), dtype=bool)
     for _ in range(min(k, len(score))):
-        value = np.where(left, gain - diversity*nearest, -np.inf)
+        value = np.where(unpicked, gain - diversity*nearest, -np.inf)
         tied = np.flatnonzero(value == value.max())
         picked.append(int(tied[score[tied].argmax()]))
-        left[picked[-1]] = False
+        unpicked[picked[-1]] = False
         like = v @ v[picked[-1]]
         nearest = like if len(picked) == 1 else np.maximum(nearest, like)
     return np.array(picked, dtype=np.int64)

@@ -32,8 +32,8 @@ __all__ = ["question", "item_batch", "Scorer", "InterestScorer", "recommend", "C
 
 # ---------------------------------------------------------------- the question, checked
 
-def _check_pair(model, prep): # both of one training: the spec holds the preprocessor's checksum
-    if prep.spec is None: raise ValueError("the preprocessor knows nothing yet: fit it, or load a fitted one")
+def _check_pair(model, prep): # both must come from one training: the spec holds the preprocessor's checksum
+    if prep.spec is None: raise ValueError("the preprocessor is not fitted: fit it, or load a fitted one")
     if not hasattr(model, "spec") or not hasattr(model, "serving"):
         raise ValueError(
             f"{type(model).__name__} is not a Recommender, which is needed here: subclass Recommender")
@@ -64,7 +64,7 @@ def _sorted_log(prep, log): # an EventLog; a frame is sorted now
     return log
 
 
-def _check_context(prep, log, context): # nothing that the item decides, and all that nobody else knows
+def _check_context(prep, log, context): # no column of the item, and every one that is known from nowhere else
     schema = prep.schema
     columns = [c for c in (*schema.categorical, *schema.numeric) if c not in schema.item_columns]
     for c in context:
@@ -94,10 +94,10 @@ def _checked(prep, log, users, scenario, when, context): # the sorted log, and t
 
 def question(
     prep: Preprocessor, # Fitted
-    user, # Id; None for nobody known
+    user, # User id; None for an unknown user
     scenario, # Where the list will be shown
     when: int, # Moment in seconds
-    context: dict, # Values of further columns, one for all
+    context: dict, # Values of further columns, one for all rows
     positions: np.ndarray, # (m,) positions in prep.items_
 ) -> pd.DataFrame: # m rows, without labels
     """The rows that ask for some items for one user at one moment."""
@@ -123,7 +123,7 @@ def item_batch(
 
 def _seen(prep, log, user, when): # positions of the items that the user was shown before the moment
     item, items = prep.schema.item, prep.items_
-    def positions(): # the frame is kept beside them, so that its id stays its own
+    def positions(): # the frame is kept beside them, so that its id is not reused
         return items, Vocabulary(words_=items[item].tolist()).encode(log.events[item]) - 1
     kept = log.kept(("positions", id(items)), positions)[1]
     seen = np.unique(kept[log.rows([user], when)[0]])
@@ -138,7 +138,7 @@ def _candidates(prep, log, user, when, exclude_seen): # positions of the items t
     return positions
 
 
-def _picked(score, vectors, k, diversity): # positions on the list; vectors is a function, for they cost work
+def _picked(score, vectors, k, diversity): # positions on the list; vectors is a function, as they are costly
     from .rank import mmr, top_k
     return top_k(score, k) if diversity == 0 else mmr(score, vectors(), k, diversity)
 
@@ -154,7 +154,7 @@ def _device(model): return next((p.device for p in model.parameters()), torch.de
 
 
 class Scorer:
-    """Scores all items for some users: here by the model's whole forward pass, one user after the other.
+    """Scores all items for some users: here by the model's whole forward pass, one user after another.
 
     Raises: `ValueError` for a model and a preprocessor that do not belong together.
     """
@@ -188,7 +188,8 @@ class Scorer:
             return self.model.item_vectors(item_batch(self.prep).to(self.device)).cpu()
 
     def check_device(self) -> None:
-        """What was kept lives where the model lived. Raises: `ValueError` if the model has moved since."""
+        """Refuse a model that has changed its device: what was kept is still on the old one. Raises:
+        `ValueError` naming both."""
         if (now := _device(self.model)) != self.device:
             raise ValueError(
                 f"the model has moved from {self.device} to {now} since the catalogue was built: "
@@ -207,12 +208,12 @@ def _parts(model, prep): # whether (10.7) holds: our forward pass, and each colu
     if {type(head) for head in model.predictors} != {InterestPredictor}: return False
     if fuse is not None and type(fuse) not in _PARTED: return False
     needed = {Categories, Numbers} | ({Histories} if fuse is not None else set())
-    known = needed | {Labels, Histories, Vectors, Sequences} # a part of one's own may change what these bring
+    known = needed | {Labels, Histories, Vectors, Sequences} # your own part may change what these add
     in_items = {c for c in (*schema.categorical, *schema.numeric) if c in prep.items_}
     return needed <= {type(part) for part in prep.parts} <= known and in_items == set(schema.item_columns)
 
 
-def _layers(head): # its linear layers; a ReLU stands between each two
+def _layers(head): # its linear layers, with a ReLU between each two
     return [*getattr(head.hidden, "layers", []), head.out]
 
 
@@ -248,7 +249,7 @@ def _histories(prep, log, users, when): # (U, S, H) float32 and present (U, S), 
     return tuple(map(torch.from_numpy, part.at(events, np.arange(U), np.full(U, when))))
 
 
-def _people(prep, log): # every user's own columns, and a last row for nobody known
+def _people(prep, log): # every user's own columns, and a last row for unknown users
     schema = prep.schema
     people = log.users[[c for c in log.users if c in (*schema.categorical, *schema.numeric, schema.user)]]
     batch = item_batch(prep, people.reindex(range(len(people) + 1)))
@@ -258,7 +259,7 @@ def _people(prep, log): # every user's own columns, and a last row for nobody kn
 def _user_columns(prep, log, users, context): # fields (U, F), dense (U, D); the item's columns are not read
     row_of, *tables = log.kept(("people", prep.spec.prep), lambda: _people(prep, log))
     rows = row_of.get_indexer(pd.Index(users))
-    columns = [table[rows] for table in tables] # -1, nobody known, is the last row
+    columns = [table[rows] for table in tables] # -1, an unknown user, is the last row
     if not context: return columns
     batch = item_batch(prep, pd.DataFrame({prep.schema.user: [None]}), context)
     for table, values, names in zip(columns, (batch.fields, batch.dense),
@@ -269,9 +270,9 @@ def _user_columns(prep, log, users, context): # fields (U, F), dense (U, D); the
 
 
 class InterestScorer(Scorer):
-    """The same for an `InterestModel`: what only the items know is computed once, what only the user knows
-    once a list, by (10.7) and (10.8). A model that these do not describe is passed whole, such as one with a
-    fusion of your own.
+    """The same for an `InterestModel`: what depends on items alone is computed once, what depends on the user
+    alone once per list, by (10.7) and (10.8). A model that these do not describe, such as one with your own
+    fusion, goes through its whole forward pass.
 
     Raises: `ValueError` for a model and a preprocessor that do not belong together.
     """
@@ -368,10 +369,10 @@ def recommend(
     context: dict | None = None, # Values of further columns that the schema names, one for all items
     task: str | None = None, # Which answer counts, where the model predicts several; None takes the first
 ) -> pd.DataFrame: # One row per place: rank from 1, the item's id and columns, score (a probability)
-    """The list for one user in one scenario; `Catalogue` makes many of them for less.
+    """The list for one user in one scenario; `Catalogue` makes many of them at less cost.
 
     Raises: `ValueError` for an unknown scenario or task, k below 1, a diversity outside 0 to 1, a user who
-    has seen everything, a user id of another kind than the log's, a context column that is missing or not
+    has seen everything, a user id of another type than the log's, a context column that is missing or not
     allowed, an empty log without `when`, or a model and a preprocessor that do not belong together.
     """
     _check_list(k, diversity)
@@ -388,7 +389,7 @@ def recommend(
 class Catalogue:
     """All items read once, for many lists: those of `recommend`, at a fraction of the work.
 
-    It keeps what the model's `serving` computes of the items: build a new one when weights or items have
+    It keeps what the model's `serving` computes from the items: build a new one when weights or items have
     changed.
 
     Raises: `ValueError` for a model and a preprocessor that do not belong together.
@@ -409,7 +410,7 @@ class Catalogue:
         context: dict | None = None, # Values of further columns that the schema names, one for all
         task: str | None = None, # Which answer counts, where the model predicts several; None takes the first
     ) -> torch.Tensor: # (U, n) float32 on the CPU: probability of every item, in the order of prep.items_
-        """Score all items for some users, in blocks: beside the result, memory does not grow with users or
+        """Score all items for some users, in blocks: the result apart, memory does not grow with users or
         items.
 
         Raises: `ValueError` as `recommend` does, but not for what was seen.

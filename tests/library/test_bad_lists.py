@@ -59,12 +59,12 @@ def test_k_that_is_no_length(shop, k):
         with pytest.raises(ValueError, match="k"): measure([1, 0], [.5, .4], [1, 1], k)
 
 
-@wrong("diversity runs from 0 to 1, got …",
+@wrong("diversity must lie between 0 and 1, got …",
        cause="The dial between interest and variety stands beyond its ends.",
        remedy="Give a number from 0, interest alone, to 1, variety alone.", area="lists")
 @pytest.mark.parametrize("diversity", [-.1, 1.1, float("nan")])
 def test_a_dial_beyond_its_ends(shop, diversity):
-    refused(shop, "diversity runs from 0 to 1, got ", 3, "home", diversity=diversity)
+    refused(shop, "diversity must lie between 0 and 1, got ", 3, "home", diversity=diversity)
 
 
 @wrong("user … has seen every item; pass exclude_seen=False to show them again",
@@ -118,14 +118,14 @@ def test_a_model_of_one_size_and_other_data(shop):
         rank.Catalogue(net, shop[1], shop[3].log)
 
 
-@wrong("the preprocessor knows nothing yet: fit it, or load a fitted one",
+@wrong("the preprocessor is not fitted: fit it, or load a fitted one",
        cause="A new Preprocessor was passed.", remedy="Call fit, or Preprocessor.load.", area="lists")
 def test_a_preprocessor_that_was_not_fitted(shop):
     net, log = shop[2], shop[3].log
     for ask in (lambda prep: rank.recommend(net, prep, log, 3, "home"),
                 lambda prep: rank.Catalogue(net, prep, log)):
         with pytest.raises(ValueError,
-                           match="the preprocessor knows nothing yet: fit it, or load a fitted one"):
+                           match="the preprocessor is not fitted: fit it, or load a fitted one"):
             ask(preprocess.Preprocessor())
 
 

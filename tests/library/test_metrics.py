@@ -583,7 +583,8 @@ def test_errors_that_all_share(name, change, says):
 
 @pytest.mark.parametrize("name", ["auc", "gauc", *at_k])
 def test_soft_labels_are_refused_where_a_click_is_counted(name):
-    with pytest.raises(ValueError, match=f"label must be 0 or 1 for {name}, row 1 holds 0.8.*label >= 0.5"):
+    with pytest.raises(ValueError,
+                       match=f"label must be 0 or 1 for {name}, but row 1 holds 0.8.*label >= 0.5"):
         call(name, [0, .8], [.1, .2])
 
 
@@ -659,16 +660,16 @@ def test_no_click_at_all_and_whole_numbers_of_numpy(name):
     (lambda: metrics.user_coverage([[1]], 1.5), "n_users must be a whole number"),
     (lambda: metrics.user_coverage([], 1), "lists is empty"),
     (lambda: metrics.novelty([[]], [1]), "every list is empty"),
-    (lambda: metrics.novelty([[1]], [1]), "item 1 is in lists and not in popularity"),
+    (lambda: metrics.novelty([[1]], [1]), "item 1 is in lists but not in popularity"),
     (lambda: metrics.novelty([["x"]], [1]), "indexed by item id"),
-    (lambda: metrics.novelty([["x"]], {"y": 1}), "item x is in lists and not in"),
+    (lambda: metrics.novelty([["x"]], {"y": 1}), "item x is in lists but not in"),
     (lambda: metrics.novelty([[0]], [0, 1]), "item 0 has popularity 0.*add 1"),
     (lambda: metrics.novelty([[0]], [-1, 2]), "popularity must be 0 or more"),
     (lambda: metrics.novelty([[0]], [0, 0]), "not all 0"), (lambda: metrics.novelty([[0]], [1, math.nan]),
                                                             "popularity is NaN in row 1"),
     (lambda: metrics.novelty([[0]], pd.Series([1, 2], index=[0, 0])), "popularity has an item twice"),
     (lambda: metrics.intra_list_diversity([[0], [1]], np.eye(2)), "no list of two"),
-    (lambda: metrics.intra_list_diversity([[0, 2]], np.eye(2)), "item 2 is in lists and not in vectors"),
+    (lambda: metrics.intra_list_diversity([[0, 2]], np.eye(2)), "item 2 is in lists but not in vectors"),
     (lambda: metrics.intra_list_diversity([[0, 1]], [[1, 0], [0, 0]]),
      "item 1 has a vector without a direction"),
     (lambda: metrics.intra_list_diversity([[0, 1]], [[1, 0], [0, math.nan]]), "item 1 has a vector without"),

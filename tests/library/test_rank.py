@@ -157,7 +157,7 @@ def test_no_greedy_list_beats_every_list_and_without_diversity_none_beats_greedy
 def test_errors_of_mmr_and_list_value(function):
     v = np.eye(2)
     for lam in (-.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="diversity runs from 0 to 1"): function([.1, .2], v, lam)
+        with pytest.raises(ValueError, match="diversity must lie between 0 and 1"): function([.1, .2], v, lam)
     with pytest.raises(ValueError, match="row 1 is nan"): function([.1, math.nan], v, .5)
     with pytest.raises(ValueError, match="row 0 is infinite"): function([math.inf, 0], v, .5)
     with pytest.raises(ValueError, match="axis 'n': expected 2, got 1"): function([.1, .2], v[:1], .5)
@@ -166,9 +166,9 @@ def test_errors_of_mmr_and_list_value(function):
         function([.1, .2], [[1, 0], [math.inf, 0]], .5)
 
 
-BAD_LISTS = [([], "not empty"), ([[0]], "one axis"), ([0.], "whole positions"),
-             ([0, 2], "positions 0 to 2 for 2 items"),
-             ([-1], "positions -1 to -1"), ([1, 1], "appears in the list twice")]
+BAD_LISTS = [([], "non-empty"), ([[0]], "non-empty axis"), ([0.], "whole positions"),
+             ([0, 2], "positions run from 0 to 2, but there are 2 items"),
+             ([-1], "positions run from -1 to -1"), ([1, 1], "appears twice in the list")]
 
 
 @pytest.mark.parametrize("pick, says", BAD_LISTS)
@@ -436,7 +436,7 @@ def test_what_recommend_refuses(shop):
         with pytest.raises(ValueError, match=says): rank.recommend(net, prep, log, *question, **more)
     refused("scenario 'roof' is unknown; choose from cart, home, live, search", 1, "roof")
     refused("k must be a whole number", 1, "home", k=0)
-    for lam in (-1, 2, math.nan): refused("diversity runs from 0 to 1", 1, "home", diversity=lam)
+    for lam in (-1, 2, math.nan): refused("diversity must lie between 0 and 1", 1, "home", diversity=lam)
     refused("column 'user_id': these ids are text, those of the log are numbers: convert them", "1", "home")
     refused("task 'bought' is unknown; the model predicts clicked", 1, "home", task="bought")
     refused("the log has no rows.*give when", 1, "home", log=logged(mall, mall.events[:0]))
