@@ -10,7 +10,8 @@ config = configparser.ConfigParser(delimiters=["="])
 config.read(here/"settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-extras = {key.removesuffix("_requirements"): shlex.split(cfg[key]) for key in cfg if key.endswith("_requirements")}
+extras = {key.removesuffix("_requirements"): shlex.split(cfg[key])
+          for key in cfg if key.endswith("_requirements")}
 # The environment that `make test` builds: what the tools, the notebooks and the tests import.
 extras["dev"] = extras["dev"] + extras["lab"] + extras["compare"] + extras["data"]
 

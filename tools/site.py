@@ -60,7 +60,7 @@ class OneLink(Processor):
 
 
 class ShowOnce(Processor):
-    """Show what a lesson exports once, as it is written: nbdev would show its signature and docstring above it.
+    """Show what a lesson exports once, as it is written: nbdev would repeat signature and docstring above it.
 
     The heading stays, which the page of the library links to, and the link to the source.
     """
@@ -68,7 +68,8 @@ class ShowOnce(Processor):
         "Shorten the documentation above each shown source, and open the source."
         for above, cell in pairwise(self.nb.cells):
             shown = re.search(r"^show_doc\((\w+)\)$", above.source, flags=re.MULTILINE)
-            if not (shown and re.search(rf"^(class|def) {shown[1]}\b", cell.source, flags=re.MULTILINE)): continue
+            defined = shown and re.search(rf"^(class|def) {shown[1]}\b", cell.source, flags=re.MULTILINE)
+            if not defined: continue
             cell.source = re.sub(r"^#\| code-(fold|summary):.*\n", "", cell.source, flags=re.MULTILINE)
             for out in above.outputs:
                 if text := "".join(out.get("data", {}).get("text/markdown", "")):

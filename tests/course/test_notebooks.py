@@ -1,7 +1,7 @@
 """The anatomy and style of a notebook, one function per rule.
 
-A rule takes a `Notebook` and yields its complaints. Lessons (00 to 89) follow all rules; the home page and the
-notebook of the command follow those that do not speak of a lesson's parts.
+A rule takes a `Notebook` and yields its complaints. Lessons (00 to 89) follow all rules; the home page and
+the notebook of the command follow those that do not speak of a lesson's parts.
 """
 import ast
 import re
