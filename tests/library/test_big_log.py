@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from multiscene_rec import batch, data, logs, preprocess
+from multiscene_rec import batch, data, logs, parts, preprocess
 
 SCHEMA = data.Schema(categorical=("category", "brand"), numeric=("price",),
                      item_columns=("category", "brand", "price"))
@@ -74,7 +74,7 @@ def main(path):
 def test_two_hundred_thousand_rows_against_small_sums(tmp_path, monkeypatch):
     events, _ = write_log(tmp_path/"log.csv", 200_000, part=100_000)
     monkeypatch.setattr(logs, "_CHUNK", 30_000)
-    monkeypatch.setattr(preprocess, "_BLOCK", 2**16)
+    monkeypatch.setattr(parts, "_BLOCK", 2**16)
     raw, log, report, train, prep, batch, _ = walk(tmp_path/"log.csv")
     wanted = pd.concat([events, events.assign(user_id=events.user_id + 4000)], ignore_index=True)
     pd.testing.assert_frame_equal(raw, wanted)
@@ -113,7 +113,7 @@ def test_blocks_of_any_size_make_the_same_histories(monkeypatch):
     log = preprocess.EventLog(mall.events, mall.users)
     whole = prep.transform(test, log)
     for block in (1, 500, 3000, 10**5):
-        monkeypatch.setattr(preprocess, "_BLOCK", block)
+        monkeypatch.setattr(parts, "_BLOCK", block)
         monkeypatch.setattr(batch, "_BLOCK", block)
         cut = prep.transform(test, log)
         assert cut.history_table.equal(whole.history_table) and cut.present_table.equal(
