@@ -52,7 +52,7 @@ def label_and_score(
     """Two columns of one length. Raises: `ValueError` naming the column and the row that is wrong."""
     y, s = numbers(label, "label"), numbers(score, "score")
     if len(y) != len(s):
-        raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
+        raise ValueError(f"label has {len(y)} rows, but score has {len(s)}: pass one of each per row")
     if hard and not np.isin(y, (0, 1)).all():
         row = (~np.isin(y, (0, 1))).argmax()
         raise ValueError(f"label must be 0 or 1 for {hard}, but row {row} holds {y[row]:g}: "
@@ -90,7 +90,8 @@ def id_codes(
     a = ids if isinstance(ids, (pd.Series, pd.Index, pd.Categorical)) else as_array(ids)
     if a.ndim != 1:
         raise ValueError(f"{name} must have one axis (n,), got shape {a.shape}: pass one id per row")
-    if len(a) != rows: raise ValueError(f"{name} has {len(a)} rows, label has {rows}: pass one id per row")
+    if len(a) != rows:
+        raise ValueError(f"{name} has {len(a)} rows, but label has {rows}: pass one id per row")
     codes, values = pd.factorize(a, sort=sort)
     if (codes < 0).any():
         raise ValueError(
@@ -111,7 +112,7 @@ def bootstrap_columns(
     if s.ndim not in (1, 2): raise ValueError(f"score must have axes (n,) or (n, m), got shape {s.shape}")
     s = np.stack([numbers(column, "score") for column in np.atleast_2d(s.T)], axis=1).reshape(s.shape)
     if len(y) != len(s):
-        raise ValueError(f"label has {len(y)} rows, score {len(s)}: pass one of each per row")
+        raise ValueError(f"label has {len(y)} rows, but score has {len(s)}: pass one of each per row")
     codes, ids = id_codes(user, "user", len(y))
     if len(ids) < 2: raise ValueError("user holds a single user: an interval over users needs two or more")
     return y, s, codes

@@ -184,7 +184,7 @@ def preprocess_data(
 class FeatureExtractor(nn.Module):
     """Two linear layers, each followed by ReLU: p features become 64.
 
-    Raises: `ValueError` if a row has another number of features than announced.
+    Raises: `ValueError` if a row does not have the announced number of features.
     """
     def __init__(self,
         p: int, # Number of features in a row
@@ -294,7 +294,7 @@ def _inputs(feature_extractor, feature_fuser, user_data, item_data, scenario):
     "Checked float32 rows of users and items and int64 scenarios, one entry each per row."
     user, item = _table(user_data, "user_data"), _table(item_data, "item_data")
     if len(user) != len(item):
-        raise ValueError(f"user_data has {len(user)} rows, item_data {len(item)}: one item per user row")
+        raise ValueError(f"user_data has {len(user)} rows, but item_data {len(item)}: pass one per user row")
     for name, table in (("user_data", user), ("item_data", item)):
         bad = np.argwhere(~np.isfinite(table))
         if len(bad):
@@ -332,7 +332,7 @@ def train_model(
     epochs: int = 150, # Passes over the rows
     batch_size: int = 32, # Rows per step
     lr: float = 3e-3, # Step size of Adam
-    seed: int = 0, # Order of the rows
+    seed: int = 0, # Seed of the order of the rows
 ) -> list: # Mean loss of each epoch, nats
     """Train the joined model end to end: cross-entropy (0.5) of the labels, by Adam.
 
@@ -371,7 +371,7 @@ def predict_interests(
     item_data: list, # (B, p) numbers: features of the item in that row
     scenario: list | None = None, # (B,) whole numbers from 0: where it would be shown; None: one scenario
 ) -> torch.Tensor: # (B,): predicted probability of interest
-    """Predict the interest of each row's user in each row's item.
+    """Predict the interest of each row's user in that row's item.
 
     Raises: `ValueError` if tables and scenarios do not fit together.
     """

@@ -1,4 +1,4 @@
-"""Rows as a model reads them: `Batch`, checked where it is built. Written by hand; it teaches nothing."""
+"""Rows as a model reads them: `Batch`, checked where it is built. Hand-written; not part of a lesson."""
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,8 @@ __all__ = ["Batch", "with_parts"]
 class Batch:
     """Rows as a model reads them: tensors with one entry per row, and tables that the rows point into.
 
-    A part is found by its name, such as `batch.fields`. A model may bring its own; `NAME_row` points into
-    `NAME`.
+    A part is reached by its name, such as `batch.fields`. A model may have parts of its own; `NAME_row`
+    points into `NAME`.
 
     Raises: `ValueError` naming the part, the axis or the row that is wrong.
     """
@@ -30,7 +30,7 @@ class Batch:
         _check_values(self.rows, self.tables, _check_parts(self.rows, self.tables))
 
     @classmethod
-    def _of(cls, rows, tables): # Parts checked before: checks make a GPU wait, and cannot be traced
+    def _of(cls, rows, tables): # Of parts checked before: checks make a GPU wait and cannot be traced
         batch = cls.__new__(cls)
         batch.rows, batch.tables = rows, tables
         return batch
@@ -60,8 +60,8 @@ class Batch:
         size: int, # Rows in a batch; the last batch may be smaller
         shuffle: bool = False, # Mix the rows first: one gather, then only slices
         seed: int = 0, # Seed of the mixing; give every epoch its own
-        shard: tuple[int, int] = (0, 1), # (rank, world): every world-th row of the order, from number rank on
-    ) -> Iterator["Batch"]: # Each row once; with several shards, as many rows in each
+        shard: tuple[int, int] = (0, 1), # (rank, world): every world-th row of the order, from row rank on
+    ) -> Iterator["Batch"]: # Each row once; several shards have equally many rows
         """One epoch of small batches, cut from memory. Raises: `ValueError` if `size` is below 1."""
         if size < 1: raise ValueError(f"size must be 1 or more, got {size}")
         order = _order(len(self), shuffle, seed, *shard)
@@ -69,7 +69,7 @@ class Batch:
         return (whole[i:i + size] for i in range(0, len(whole), size))
 
     def to(self,
-        device: torch.device | str, # Where to
+        device: torch.device | str, # The target device
     ) -> "Batch": # Same rows, all parts on the device
         """Move every part, tables included, to a device."""
         return Batch._of(*({k: x.to(device) for k, x in p.items()} for p in (self.rows, self.tables)))
@@ -95,7 +95,7 @@ def with_parts(
     **parts: torch.Tensor, # Name: tensor that replaces a part; a new one goes to the rows
 ) -> Batch: # A new batch, checked; the other parts are shared
     """The same rows with some parts replaced, among the rows or the tables. Raises: `ValueError` as
-    `Batch`."""
+    `Batch` does."""
     tables = {name: parts.pop(name) for name in list(parts) if name in batch.tables}
     return Batch(batch.rows | parts, batch.tables | tables)
 
@@ -107,17 +107,17 @@ _PARTS = { # A part that the course knows: its axes and its type
     "scenario": ("B", torch.int64), "label": ("B *", torch.float32),
     "history_table": ("R S H", torch.float32), "present_table": ("R S", torch.bool),
     "history_row": ("B", torch.int64)}
-_BLOCK = 2**24 # Numbers checked at a time: checking a large table must not take its memory a second time
+_BLOCK = 2**24 # Numbers checked at a time: checking a large table must not double its memory
 
 
 def _check_names(rows, tables): # A part is found by its name, so a name means one thing
     if not rows: raise ValueError("Batch: give at least one part with an entry per row")
     for name in (*rows, *tables):
-        if not isinstance(name, str): raise ValueError(f"Batch: a part's name is a string, got {name!r}")
+        if not isinstance(name, str): raise ValueError(f"Batch: a part's name must be a string, got {name!r}")
         if name in rows and name in tables:
-            raise ValueError(f"Batch.{name}: is among the rows and among the tables")
+            raise ValueError(f"Batch.{name}: is both among the rows and among the tables")
         if name in ("rows", "tables") or hasattr(Batch, name):
-            raise ValueError(f"Batch.{name}: this name is the batch's own; give the part another")
+            raise ValueError(f"Batch.{name}: this name belongs to the batch itself; give the part another")
 
 
 def _check_parts(rows, tables): # Kind, type, shape and device of every part; returns the sizes of the axes
@@ -130,7 +130,7 @@ def _check_parts(rows, tables): # Kind, type, shape and device of every part; re
         device = device or x.device
         if x.device != device:
             raise ValueError(
-                f"Batch.{name}: is on {x.device}, others are on {device}; all parts live on one device")
+                f"Batch.{name}: is on {x.device}, others are on {device}; all parts must be on one device")
         axes, dtype = _PARTS.get(name, ("B *" if name in rows else "*", x.dtype))
         if x.dtype != dtype:
             raise ValueError(f"Batch.{name}: expected {dtype}, got {x.dtype}; convert it with .to({dtype})")
@@ -175,27 +175,28 @@ def _check_values(rows, tables, sizes): # Values that would index past a table, 
 
 # Which rows
 
-def _as_index(rows, n): # What goes into brackets, checked: a slice or an index tensor
+def _as_index(rows, n): # What stands in the brackets, checked: a slice or an index tensor
     if isinstance(rows, (int, np.integer)) and not isinstance(rows, bool):
-        if not -n <= rows < n: raise IndexError(f"row {rows} of a batch of {n} rows")
+        if not -n <= rows < n: raise IndexError(f"row {rows} does not exist in a batch of {n} rows")
         return slice(int(rows) % n, int(rows) % n + 1)
     if isinstance(rows, slice):
         return torch.arange(*rows.indices(n)) if (rows.step or 1) < 0 else rows # torch has no negative steps
     rows = torch.as_tensor(rows)
-    if rows.ndim != 1: raise IndexError(f"rows are chosen by one axis, got shape {tuple(rows.shape)}")
+    if rows.ndim != 1: raise IndexError(f"rows must be chosen by one axis, got shape {tuple(rows.shape)}")
     if rows.dtype == torch.bool:
-        if len(rows) != n: raise IndexError(f"a mask of {len(rows)} for a batch of {n} rows")
+        if len(rows) != n: raise IndexError(f"a mask of {len(rows)} entries for a batch of {n} rows")
         return rows.nonzero()[:, 0]
     if len(rows) == 0: return rows.long()
-    if rows.is_floating_point(): raise IndexError(f"rows are whole numbers or a bool mask, got {rows.dtype}")
+    if rows.is_floating_point(): 
+        raise IndexError(f"rows must be whole numbers or a bool mask, got {rows.dtype}")
     if not (-n <= rows.min() and rows.max() < n):
-        raise IndexError(f"rows {rows.min()} to {rows.max()} of a batch of {n} rows")
+        raise IndexError(f"rows {rows.min()} to {rows.max()} do not all exist in a batch of {n} rows")
     return rows.long()
 
 
-def _order(n, shuffle, seed, rank, world): # Which rows come when, for one of several processes
+def _order(n, shuffle, seed, rank, world): # The order of the rows, for one of several processes
     if not 0 <= rank < world:
-        raise ValueError(f"shard is (rank, world) with rank from 0 to world - 1, got {(rank, world)}")
+        raise ValueError(f"shard must be (rank, world) with rank from 0 to world - 1, got {(rank, world)}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if shuffle else None
     if world == 1: return order
     order = torch.arange(n) if order is None else order

@@ -1,5 +1,5 @@
-"""The files of a training checkpoint: what is in them, which run they belong to, and the way back. Written by
-hand; it teaches nothing.
+"""The files of a training checkpoint: what is in them, which run they belong to, and how it is restored.
+Hand-written; not part of a lesson.
 
 A checkpoint is one record, `checkpoint.json` beside `checkpoint.safetensors`; see `storage`.
 """
@@ -27,7 +27,7 @@ FORMAT = 4
 def checkpoint_folder(
     folder: str | Path, # As for Checkpoint
 ) -> Path: # The same
-    """Refuse a file. Raises: `ValueError` naming it."""
+    """Refuse the name of a file. Raises: `ValueError` naming it."""
     if Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"checkpoint {str(folder)!r} is a file; name a folder")
     return Path(folder)
@@ -35,14 +35,14 @@ def checkpoint_folder(
 
 @contextlib.contextmanager
 def reserved(
-    folder: Path, # Is made if it is not there
+    folder: Path, # Created if it does not exist
     run, # The run that writes there; only its first process does
     resume: bool, # Whether there must be a checkpoint
 ):
-    """Hold a folder for this run alone while a `with` block runs.
+    """Lock a folder for this run while a `with` block runs.
 
-    Raises: `FileNotFoundError` without a checkpoint to resume, `BlockingIOError` where another run writes,
-    `OSError` where the folder cannot be made or written to.
+    Raises: `FileNotFoundError` if there is no checkpoint to resume from, `BlockingIOError` if another run is
+    writing, `OSError` if the folder cannot be created or written to.
     """
     path = folder/"checkpoint.json"
     if resume and not path.is_file():
@@ -52,8 +52,8 @@ def reserved(
             try: lock.enter_context(sole_writer(folder))
             except BlockingIOError: raise
             except OSError as e:
-                text = (f"the checkpoint's folder cannot be made or written to: {e.strerror}; name another "
-                        "folder")
+                text = (f"the checkpoint's folder cannot be created or written to: {e.strerror}; name "
+                        "another folder")
                 raise OSError(e.errno, text, str(folder)) from e
         yield
 
@@ -62,8 +62,8 @@ def check_room(
     folder: Path, # Where the checkpoint goes
     run, # Whose checkpoint it is
 ) -> None:
-    """Write as many bytes as a checkpoint will have, before the first epoch; a full disk should not be found
-    out after it.
+    """Before the first epoch, write as many bytes as a checkpoint will need, so that a full disk is noticed
+    in time.
 
     Raises: `OSError` naming the folder.
     """
@@ -107,7 +107,7 @@ def _describe_model(model): # Which one it is, and its arguments
     return about | {"rest of spec": hashlib.sha256(str(spec).encode()).hexdigest()[:16]}
 
 
-def _digest(data): # Of everything that a model could learn from it: one changed number changes it
+def _digest(data): # Of everything that a model could learn from: one changed number changes the digest
     if not isinstance(data, Batch): return None
     digest = hashlib.sha256()
     for name, x in sorted((data.rows | data.tables).items()):
@@ -155,16 +155,16 @@ def _without_nan(results): # JSON has neither nan nor infinity
             for row in results]
 
 
-# The way back
+# Reading
 
 def restore_run(
     folder: Path, # Holds the checkpoint
     run, # A run that is about to begin
     about: dict, # As describe_run returned it
 ) -> int: # Number of epochs that were finished
-    """Put a run back where it stood after its last whole epoch.
+    """Put a run back into its state after the last complete epoch.
 
-    Raises: `ValueError` for a checkpoint that is damaged, of another run or of another model.
+    Raises: `ValueError` for a checkpoint that is damaged or belongs to another run or model.
     """
     saved, tensors = read_record(folder, "checkpoint", "Checkpoint", FORMAT)
     path = folder/"checkpoint.json"
@@ -182,7 +182,7 @@ def restore_run(
         kind = saved["optimizer"]["kind"]
     if kind != type(run.optimizer).__name__:
         ours = type(run.optimizer).__name__
-        raise ValueError(f"{path} holds the state of optimizer {kind}, and this run has {ours}: a callback "
+        raise ValueError(f"{path} holds the state of optimizer {kind}, but this run has {ours}: a callback "
                          "that replaces the optimizer must do so in restore too")
     with damage_named(path, "Checkpoint"): _restore_optimizer(run.optimizer, saved["optimizer"], tensors)
     return run.epoch
@@ -190,10 +190,10 @@ def restore_run(
 
 def _check_same(path, before, now, done, run): # The same run, and no further than asked for
     if differ := [f"{k} was {before.get(k)!r}, now {now[k]!r}" for k in now if before.get(k) != now[k]]:
-        remedy = "name another folder, or train anew without resume"
+        remedy = "name another folder, or train again without resume"
         raise ValueError(f"{path} belongs to another run: {', '.join(differ)}; {remedy}")
     if done > run.settings["epochs"]:
-        remedy = f"give epochs={done} or more, or train anew without resume"
+        remedy = f"give epochs={done} or more, or train again without resume"
         raise ValueError(f"{path} holds {done} epochs, more than epochs={run.settings['epochs']}: {remedy}")
 
 
@@ -201,7 +201,7 @@ def _layout(tensors): # Type and shape of each
     return {k: f"{v.dtype} {tuple(v.shape)}".removeprefix("torch.") for k, v in tensors.items()}
 
 
-def _check_fits(path, tensors, model): # Every weight is there, with the right shape
+def _check_fits(path, tensors, model): # Every weight is present, with the right shape
     stored, wanted = _layout(tensors), _layout(model.state_dict())
     odd = [f"{k} is {stored.get(k, 'missing')}, expected {wanted.get(k, 'nothing')}"
            for k in sorted(stored | wanted) if stored.get(k) != wanted.get(k)]

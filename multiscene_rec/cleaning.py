@@ -1,4 +1,4 @@
-"""Clean a log by rules that count what they do. Written by hand; notebook 03 has the table of the rules."""
+"""Clean a log by rules that count what they change. Written by hand; notebook 03 lists the rules."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,9 +71,9 @@ def _one_spelling(column): # The column with each name in its commonest spelling
 
 # Rules for two rows
 
-def _shows_label(log, c, schema): # A column such as event, view or click: it parts the rows of one exposure
+def _shows_label(log, c, schema): # Such as event, view or click: it splits one exposure
     rows = log[c].value_counts()
-    # few rows agree by chance
+    # a few rows may agree by chance
     if log[c].dtype.kind == "f" or not 1 < len(rows) <= 10 or rows.min() < 5: return False
     return any(log[y].nunique() > 1 and (log.groupby(c, observed=True)[y].nunique() == 1).all()
                for y in schema.labels)
@@ -122,18 +122,18 @@ def _one_row_each(log, schema, window): # One row per exposure with its highest 
 
 def _check(log, schema, window, what):
     check_columns(log, schema.required, what)
-    if not window >= 0: raise ValueError(f"window is a time in seconds, 0 or more, got {window}")
+    if not window >= 0: raise ValueError(f"window must be a time in seconds, 0 or more, got {window}")
 
 
 def dedupe(
-    log: pd.DataFrame, # Events, one a row, columns named by the schema
-    schema: Schema = Schema(), # Which column is what
-    window: float = 5, # Seconds after which a repeated event is a new one; 0: only rows of one second are one
+    log: pd.DataFrame, # One event per row, columns named by the schema
+    schema: Schema = Schema(), # Which column means what
+    window: float = 5, # Seconds after which a repeated event is a new one; 0 merges rows of one second
 ) -> pd.DataFrame: # The log with one row per exposure; order and row labels stay
     """Drop exact duplicates, then re-sent events (same user, item and scenario, at most `window` seconds
     after the one before).
 
-    No click is lost: the row that stays takes the highest label of its exposure.
+    No click is lost: the row that is kept takes the highest label of its exposure.
 
     Raises: `ValueError` naming a column that is missing, a window below 0, or row labels that appear twice.
     """
@@ -163,17 +163,17 @@ def _about_time(log, schema, time_range): # What the times that were dropped may
     time, (low, high) = as_float(log[schema.time]), _limits(time_range)
     time = time[np.isfinite(time) & ~((time >= low) & (time <= high))]
     if time_range is None or not len(time): return ""
-    allowed = f"allowed are times from {time_range[0]} up to {time_range[1]}, in seconds since 1970"
+    allowed = f"times must run from {time_range[0]} up to {time_range[1]}, in seconds since 1970"
     for unit, size in (("milliseconds", 10**3), ("microseconds", 10**6), ("nanoseconds", 10**9)):
         if low <= np.median(time)/size <= high:
             return f"; if the times in {schema.time!r} are {unit}, divide them by {size}; {allowed}"
-    return (f"; its times in {schema.time!r} go from {time.min():.15g} to {time.max():.15g}, {allowed}; if "
+    return (f"; its times in {schema.time!r} run from {time.min():.15g} to {time.max():.15g}; {allowed}; if "
             "they count from another moment, pass time_range=None")
 
 
 def _nothing_left(log, counts, hint): # The message when every row broke a rule
     worst = counts[counts.action == "dropped"].nlargest(1, "rows").iloc[0]
-    return (f"clean: no row of {len(log):,} is left; rule '{worst.rule}' dropped "
+    return (f"clean: none of the {len(log):,} rows is left; rule '{worst.rule}' dropped "
             f"{worst.rows:,}{hint if worst.rule == 'time' else ''}")
 
 
@@ -188,7 +188,7 @@ def _remarks(log, counts, window, hint): # What is worth a second look
     return tuple(remarks)
 
 
-def _apply(log, schema, window, rules): # The log after all rules; of each rule its name, action and rows hit
+def _apply(log, schema, window, rules): # The log after all rules; and each rule's name, action and rows
     spelled, repaired = _one_spelling(log[schema.scenario])
     out, hits = log.assign(**{schema.scenario: spelled}), [("scenario", "repaired", log.index[repaired])]
     for name, rule in rules:
@@ -206,10 +206,10 @@ def _whole(column): # Whole numbers that a missing value had turned into another
 
 
 def clean(
-    log: pd.DataFrame, # Events, one a row, columns named by the schema
-    schema: Schema = Schema(), # Which column is what
+    log: pd.DataFrame, # One event per row, columns named by the schema
+    schema: Schema = Schema(), # Which column means what
     window: float = 5, # Seconds within which a repeated event is re-sent, or the click on the one before
-    time_range: tuple | None = ("1990", "2100"), # From the one up to the other: dates or seconds; None: any
+    time_range: tuple | None = ("1990", "2100"), # From one up to the other, dates or seconds; None: any
     price: str | None = "price", # Column that the rule for prices looks at; without it the rule is skipped
     price_limit: float = 10_000, # Highest price allowed, as a multiple of the median price
 ) -> tuple[pd.DataFrame, CleanReport]: # The clean log, its order and row labels as before, and what was done

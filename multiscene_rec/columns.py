@@ -1,5 +1,5 @@
-"""Columns of a frame as numbers, seconds, words and positions, checked. Written by hand; it teaches
-nothing."""
+"""Columns of a frame as numbers, seconds, words and positions, checked. Hand-written; not part of a
+lesson."""
 import math
 
 import numpy as np
@@ -15,7 +15,7 @@ __all__ = ["check_columns", "check_fractions", "as_float", "numbers", "known_num
 def check_columns(
     frame: pd.DataFrame, # Rows, such as a log
     columns: tuple, # Names of the columns that it must have
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> None:
     """Refuse a frame without a column that is needed, or whose row labels are not unique.
 
@@ -31,7 +31,7 @@ def check_columns(
 
 def check_fractions(
     fractions: tuple, # Shares of the parts
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (parts - 1,) where to cut, as shares from the beginning
     """Refuse shares that are not two or more numbers above 0 that sum to 1. Raises: `ValueError`."""
     if len(fractions) < 2 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
@@ -51,7 +51,7 @@ def as_float(
 
 def numbers(
     x: np.ndarray, # (n,) numbers: a column, an array, a tensor or a list
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (n,) float64, a new array; missing values are nan
     """A column of numbers. Raises: `ValueError` for words, and for more than one axis."""
     if isinstance(x, torch.Tensor): x = x.detach().cpu().numpy()
@@ -68,7 +68,7 @@ def numbers(
 
 def known_numbers(
     x: np.ndarray, # (n,) numbers: a column, an array, a tensor or a list
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> np.ndarray: # (m,) float64, m of 1 or more: without the missing values
     """The values that something is learned from.
 
@@ -85,7 +85,7 @@ def known_numbers(
 
 def seconds(
     frame: pd.DataFrame, # Rows
-    name: str, # Of the column that holds the times
+    name: str, # Name of the column that holds the times
 ) -> np.ndarray: # (n,) int64
     """Times as whole seconds. Raises: `ValueError` naming the column and row that is not a time."""
     time = as_float(frame[name])
@@ -100,7 +100,7 @@ def seconds(
 
 def words_of(
     values: pd.Series, # (n,) strings or whole numbers; lists, arrays and tensors too
-    what: str, # Who asks, for the error message
+    what: str, # Name of the caller, for the error message
 ) -> tuple: # (n,) which word each row has, -1: missing; the different words; strings, whole numbers or None
     """The different words of a column, all strings or all whole numbers. Raises: `ValueError` for others."""
     if isinstance(values, torch.Tensor): values = values.detach().cpu().numpy()
@@ -110,7 +110,7 @@ def words_of(
     words = pd.Index(words) if not isinstance(s.dtype, pd.CategoricalDtype) else pd.Index(np.asarray(words))
     kind = {"i": "integer", "u": "integer", "b": "integer", "f": "floating"}.get(words.dtype.kind)
     kind = kind or pd.api.types.infer_dtype(words)
-    # a missing id made floats of all
+    # a single missing id turns whole numbers into floats
     if kind == "floating" and abs(words).max() <= 2**53 and not (words % 1).any(): kind = "integer"
     if kind == "string": return code, words.astype(object), "strings"
     if kind in ("integer", "boolean") and -2**63 <= int(words.min()) and int(words.max()) < 2**63:
@@ -123,7 +123,7 @@ def words_of(
 def positions(
     known: pd.Series, # (m,) different words, all strings or all whole numbers; tuples and lists too
     values: pd.Series, # (n,) words to look up; lists, arrays and tensors too
-    name: str | None = None, # Of the column, for the error message
+    name: str | None = None, # Name of the column, for the error message
 ) -> np.ndarray: # (n,) int64: where each value stands among the known ones; -1 where unknown or missing
     """Look words up. Raises: `ValueError` for numbers where strings are known, or the other way round."""
     try:
@@ -133,16 +133,16 @@ def positions(
         index = pd.Index(known if whole else list(known))
         own = "strings" if isinstance(index[0], str) else "whole numbers"
         if kind != own:
-            raise ValueError(f"this vocabulary knows {own}, the column holds {kind}: convert the column")
+            raise ValueError(f"this vocabulary knows {own}, but the column holds {kind}: convert the column")
     except ValueError as e: raise ValueError(f"column {name!r}: {e}" if name else str(e)) from None
     return np.append(index.get_indexer(words), -1)[code]
 
 
 def one_row_per_id(
-    table: pd.DataFrame | None, # Users or items, a row each; None takes the last row of each among the rows
+    table: pd.DataFrame | None, # Users or items, one row each; None takes the last row of each from rows
     key: str, # Name of the column of ids
     columns: tuple, # Names of the columns to take from the rows; those that are missing are left out
-    rows: pd.DataFrame, # Events, looked at where there is no table
+    rows: pd.DataFrame, # Events, used if there is no table
     what: str, # Name of the table, for the error message
 ) -> pd.DataFrame: # One row per id
     """The table of users or items. Raises: `ValueError` naming the row without an id, or the id that appears

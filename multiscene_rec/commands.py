@@ -1,4 +1,4 @@
-"""The command line: its options, its messages, and the demo. Written by hand; it teaches nothing."""
+"""The command line: its options, its messages, and the demo. Hand-written; not part of a lesson."""
 import json
 import os
 import sys
@@ -45,7 +45,7 @@ __all__ = ["app", "main", "demo", "Data", "compare_table"]
 def _say(text=""): # Progress goes to the same stream as results: a demo is read, not piped
     print(plain_text(text), flush=True)
 
-def _hint(text): # News that must not get between the results
+def _hint(text): # Notes that must not get mixed with the results
     print(plain_text(text), file=sys.stderr)
 
 
@@ -53,7 +53,7 @@ def compare_table(
     results: pd.DataFrame, # Rows of one or more reports, with a column model
     metric: str, # auc, gauc or log_loss
 ) -> pd.DataFrame: # One row per model, one column per scenario, then macro and all
-    """One metric for every model and scenario, the models in the order in which they came."""
+    """One metric for every model and scenario, the models in order of first appearance."""
     columns = list(results.scenario.unique())
     averages = [name for name in ("macro", "all") if name in columns]
     table = results.pivot_table(index="model", columns="scenario", values=metric, sort=False, dropna=False)
@@ -104,7 +104,7 @@ def _write_demo(folder, results, log, maps): # What a reader may want to keep
     (folder/"demo.txt").write_text("written by multiscene-rec demo\n")
 
 def _demo_mall(folder, seed, quick, progress, **options):
-    from .cli import true_mixing  # formula (90.1), which stands in the lesson
+    from .cli import true_mixing  # formula (90.1), which the lesson defines
 
     mall = toy_mall(seed=seed, **(dict(n_users=1500, n_events=40_000) if quick else
                                   dict(n_users=4000, n_events=100_000)))
@@ -196,7 +196,7 @@ _By = Enum("Split", {n: n for n in ("time", "user")}, type=str)
 _Unit = Enum("TimeUnit", {n: n for n in ("s", "ms", "us", "ns", "days", "none")}, type=str)
 _Split = _option(_By, "what the test rows are: the latest, or those of other users")
 _Price = _option(str | None, "column of prices: drop rows where it is not above 0, or absurd")
-_Window = _option(float, "seconds within which rows of one user, item and scenario are one exposure", min=0)
+_Window = _option(float, "seconds within which rows of one user, item and scenario count once", min=0)
 _TimeUnit = _option(_Unit | None, "unit of the time column; none: any numbers, kept as they are")
 _AnyTime = _option(bool, "accept times outside 1990 to 2099", "--any-time")
 _Newer = _option(Path | None, "a newer file with one row per user")
@@ -217,7 +217,7 @@ _Epochs = _option(int, "passes over the rows, at most", min=1)
 _BatchSize = _option(int, "rows per step, in each process", min=1)
 _Rate = _option(float, "step size")
 _Patience = _option(int, "stop after this many epochs without a lower validation loss", min=1)
-_Seed = _option(int, "of everything random", min=0)
+_Seed = _option(int, "seed of everything random", min=0)
 _Device = _option(str, "auto, cpu, cuda or mps")
 _Precision = _option(str, "fp32 or bf16")
 _Resume = _option(bool, "continue a run that was stopped", "--resume")
@@ -239,12 +239,12 @@ def _pairs(option, words): # key=value, the value as JSON where it is JSON, else
 def _params(words, **short_forms): # --fusion and --heads are short forms of --set
     return _pairs("--set", words) | {name: value for name, value in short_forms.items() if value is not None}
 
-def _columns(schema, **named): # The columns, by a schema file or by single options
+def _columns(schema, **named): # The columns, from a schema file or from single options
     named = {option: column for option, column in named.items() if column}
     if schema is None: return dict(columns=named)
     if named:
         raise ValueError(
-            f"--schema names the columns already: leave out --{next(iter(named))}, or write it into {schema}")
+            f"--schema already names the columns: leave out --{next(iter(named))}, or write it into {schema}")
     return dict(schema=read_schema(schema))
 
 
@@ -262,17 +262,17 @@ def _about(ctx: typer.Context): # Without a command, print the help
 def demo(
     data: _option(Data, "mall: made up, its truth is known; coupons: real answers of 567 respondents"
                   ) = Data.mall, # What it runs on
-    path: _option(Path | None, "the coupon file, or a folder that holds it") = None, # Of the coupon file
+    path: _option(Path | None, "the coupon file, or a folder that holds it") = None, # Path of the coupon file
     out: _DemoOut = Path("demo"), # Folder to write
-    seed: _option(int, "of the data and the training", min=0) = 7, # Of everything random
+    seed: _option(int, "seed of the data and the training", min=0) = 7, # Seed of everything random
     device: _Device = "auto", # As for pick_device
     quick: _option(bool, "less data, in a few seconds", "--quick") = False, # A smaller mall
     progress: _Bar = True, # Whether bars are drawn
 ) -> None:
-    """Watch a multi-scenario recommender train, meet its baselines and recommend."""
+    """Train a multi-scenario recommender, compare it with its baselines and print its lists."""
     pick_device(device)
     if path is not None and data is Data.mall:
-        raise ValueError("--path goes with --data coupons; the mall is made, not read")
+        raise ValueError("--path goes with --data coupons; the mall is generated, not read")
     if foreign := foreign_file(out, "demo.txt", _DEMO_FILES):
         raise ValueError(f"{out} holds {foreign!r}, which no demo wrote: name a new folder with --out")
     options = dict(seed=seed, quick=quick, progress=progress, device=device)
@@ -302,7 +302,7 @@ def _train_command(
     seed: _Seed = 0, device: _Device = "auto", precision: _Precision = "fp32",
     resume: _Resume = False, overwrite: _Overwrite = False, progress: _Bar = True,
 ) -> None:
-    """Train on a log of your own; writes the model, its metrics, pictures and a model card."""
+    """Train on your own log and write the model, its metrics, pictures and a model card."""
     columns = _columns(schema, user=user, item=item, scenario=scenario, time=time, label=label)
     rows = dict(users=users, items=items, drop=tuple(drop or ()), split=split.value, price=price,
                 window=window, time_unit=time_unit and time_unit.value, any_time=any_time)
@@ -320,10 +320,10 @@ def _train_command(
 def _evaluate_command(
     folder: _Folder,
     log: Annotated[str, typer.Argument(help="a log with the same columns")],
-    used: _option(bool, "also count rows that the model was trained with", "--used") = False,
+    used: _option(bool, "also count rows that the model was trained on", "--used") = False,
     users: _Newer = None, module: _Import = None, json_output: _Json = False,
 ) -> None:
-    """Measure a trained model on a log: rows it was trained with are left out."""
+    """Measure a trained model on a log; rows that it was trained on are left out."""
     for name in module or (): import_module(name)
     metrics = evaluate_log(folder, log, used, users, say=_hint if json_output else _say)
     if json_output: print(as_json(metrics.reset_index().to_dict("records")), end="")
@@ -356,7 +356,7 @@ def _recommend_command(
 
 _MISTAKES = (ValueError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError) # of wrong input
 
-def _complain(text): # One line; under torchrun only the first process reports what all of them meet
+def _complain(text): # One line; under torchrun only the first process reports what stops them all
     alone = torch.distributed.is_available() and torch.distributed.is_initialized()
     if int(os.environ.get("RANK", 0)) and not alone: return
     print(f"multiscene-rec: {plain_text(' '.join(text.split()))}", file=sys.stderr)
@@ -364,15 +364,15 @@ def _complain(text): # One line; under torchrun only the first process reports w
 
 def main(
     args: list[str] | None = None, # Words of the command line; None takes them from the shell
-) -> int: # Exit code: 0, or 2 for a mistake of the user, or 130 after Ctrl-C
-    """Run the command. A user's mistake is one line on stderr; anything else is a fault of ours and is
-    raised.
+) -> int: # Exit code: 0, or 2 for a user's mistake, or 130 after Ctrl-C
+    """Run the command. A user's mistake is one line on stderr; anything else is a bug of the package and
+    is raised.
 
     With `--debug` the traceback of a mistake is printed too.
     """
     # layers this small lose more to waiting threads than they gain
     if "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1)
-    for stream in (sys.stdout, sys.stderr): # a letter that the terminal cannot show is no reason to stop
+    for stream in (sys.stdout, sys.stderr): # a character that the terminal cannot show should not stop it
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if args is None else list(args)
     debug, words = "--debug" in words, [w for w in words if w != "--debug"]
@@ -381,7 +381,7 @@ def main(
         _complain(str(e) or "stopped")
         return 130
     except Exception as e:
-        of_parser = hasattr(e, "format_message") # the parser's own errors have a text of their own
+        of_parser = hasattr(e, "format_message") # the parser's errors bring their own text
         if not isinstance(e, _MISTAKES) and not of_parser: raise
         if debug: traceback.print_exc()
         if message := e.format_message() if of_parser else str(e): _complain(message)

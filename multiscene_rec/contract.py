@@ -1,5 +1,5 @@
-"""What every model must do, as a test for any model; exports of models. Written by hand; it teaches
-nothing."""
+"""The contract that every model must keep, as a test; and the export of models. Hand-written; not part of a
+lesson."""
 import copy
 import inspect
 import os
@@ -49,9 +49,9 @@ def check_recommender(
 ) -> list: # Names of the checks that were made
     """Put a model through the contract of the course, as scikit-learn's `check_estimator` does.
 
-    Shapes; finite scores without any history; the order of the rows; independence of the rest of the batch
-    in evaluation; 32 rows learned by heart; saved, and loaded in a fresh process; resumed to the bit; the
-    same on a GPU, if there is one; `torch.export`.
+    It checks shapes; finite scores without any history; that scores depend neither on the order of the rows
+    nor, in evaluation, on the rest of the batch; that 32 rows can be learned by heart; that the model is the
+    same when loaded in a fresh process, after resuming, and on a GPU, if there is one; and `torch.export`.
 
     Raises: `AssertionError` that says which promise is broken and what to look at.
     """
@@ -88,13 +88,14 @@ def _shape(spec, n): return (n,) if len(spec.tasks) == 1 else (n, len(spec.tasks
 def _keeps_its_arguments(s):
     model = s.fresh()
     again = s.kind(s.spec, **model.get_params())
-    _assert(again.get_params() == model.get_params(), "a model built from get_params() has other arguments")
+    _assert(again.get_params() == model.get_params(),
+            "a model built from get_params() has different arguments")
     _assert(model.spec == s.spec, "it changed its spec")
 
 @_check
 def _is_known_by_its_name(s):
     _assert(model_class(s.kind.name) is s.kind,
-            f"the name {s.kind.name!r} stands for another class; define the class once, at the top of a "
+            f"the name {s.kind.name!r} belongs to another class; define the class once, at the top of a "
             "module")
 
 @_check
@@ -109,7 +110,7 @@ def _returns_log_odds_of_the_right_shape(s):
             "it returns probabilities: return log-odds, without a sigmoid at the end")
     one = _scores(model, s.batch[:1])
     _assert(one.shape == _shape(s.spec, 1),
-            f"for one row forward gave {tuple(one.shape)}: a squeeze() without an axis?")
+            f"for one row forward gave {tuple(one.shape)}: did it squeeze() without an axis?")
 
 @_check
 def _gives_a_finite_loss_with_gradients(s):
@@ -149,8 +150,8 @@ def _scores_a_row_alike_in_any_company(s):
     whole, few = _scores(model, s.batch), torch.arange(0, len(s.batch), max(len(s.batch)//16, 1))
     alone = torch.cat([_scores(model, s.batch[int(i)]) for i in few])
     _assert(_close(alone, whole[few]),
-            "in evaluation a row's score depends on the other rows of the batch: statistics of the batch, or "
-            "one row's scenario used for all?")
+            "in evaluation a row's score depends on the other rows of the batch: does it use statistics of "
+            "the batch, or one row's scenario for all?")
 
 @_check
 def _does_not_read_the_answer(s):
@@ -175,7 +176,8 @@ def _explains_what_it_scores(s):
     model = s.fresh().eval()
     with torch.no_grad(): explanation = model.explain(s.batch)
     if explanation is None: return False
-    _assert(_close(explanation.logits, _scores(model, s.batch)), "explain gives other log-odds than forward")
+    _assert(_close(explanation.logits, _scores(model, s.batch)),
+            "explain gives different log-odds from forward")
     shape = tuple(explanation.weights.shape)
     _assert(shape == (len(s.batch), len(s.spec.scenarios)),
             f"the weights have shape {shape}, expected one per row and scenario")
@@ -196,7 +198,7 @@ def _learns_rows_by_heart(s):
                   callbacks=(FiniteCheck(), _Until(.05*sum(task.weight for task in s.spec.tasks))))
     loss, weight = log.frame.train_loss.min(), sum(task.weight for task in s.spec.tasks)
     _assert(loss < .15*max(weight, 1e-9),
-            f"after {len(log.frame)} passes over 32 rows the loss is {loss:.3f}: a wire is loose")
+            f"after {len(log.frame)} passes over 32 rows the loss is {loss:.3f}: some part is not connected")
 
 def different(batch, n):
     "At most n rows whose inputs all differ."
@@ -274,7 +276,7 @@ def _resumes_to_the_bit(s):
         fit(resumed, rows, rows, epochs=3, callbacks=(KeepBest(), Checkpoint(folder, resume=True)), **go)
     same = all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
     _assert(same,
-            "a run that was stopped and resumed ends in other weights: does it keep numbers outside "
+            "a run that was stopped and resumed ends with different weights: does it keep numbers outside "
             "state_dict, or draw from another generator?")
 
 @_check
@@ -284,7 +286,7 @@ def _gives_the_same_on_a_gpu(s):
     expected = _scores(model, batch)
     moved = copy.deepcopy(model).cuda()
     _assert(_close(_scores(moved, batch.to("cuda")).cpu(), expected, atol=1e-4),
-            "on the GPU it gives other scores")
+            "it gives different scores on the GPU")
 
 @_check
 def _goes_through_torch_export(s):
@@ -292,19 +294,19 @@ def _goes_through_torch_export(s):
     program = export_program(model, batch)
     for part in (batch, batch[:7]):
         with torch.no_grad(): scores = program.module()(part)
-        _assert(_close(scores, _scores(model, part)), "the exported program gives other scores")
+        _assert(_close(scores, _scores(model, part)), "the exported program gives different scores")
 
 
 def unlabelled(
     batch: Batch, # Rows
 ) -> Batch: # The same without labels
-    """What a model gets when it is used: nobody knows the answers yet."""
+    """What a model gets in use, when the answers are not known yet."""
     return Batch({name: x for name, x in batch.rows.items() if name != "label"}, batch.tables)
 
 def export_program(
     model: nn.Module, # On the CPU
     batch: Batch, # A few rows without labels; the graph takes any number of rows and table rows
-) -> torch.export.ExportedProgram: # Of one argument, the batch
+) -> torch.export.ExportedProgram: # A program of one argument, the batch
     """The model as a graph without Python, by `torch.export`; `program.module()(batch)` runs it."""
     shapes = torch.export.ShapesCollection()
     for x in (*batch.rows.values(), *batch.tables.values()): shapes[x] = {0: torch.export.Dim.DYNAMIC}
@@ -318,7 +320,7 @@ def export_onnx(
     """Write the model for ONNX Runtime; its inputs are the parts of the batch under their names, its output
     is called logits.
 
-    Raises: `ImportError` naming the extra `export`.
+    Raises: `ImportError` naming the `export` extra.
     """
     require("onnxscript", "export")
     names = [*batch.rows, *batch.tables]

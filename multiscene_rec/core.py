@@ -52,9 +52,9 @@ def check_shape(
 ) -> dict[str, int]: # The size of each named axis
     """Check a shape against named axes and return the sizes, so that later checks can use them.
 
-    A name that appears twice must have the same size twice.
+    A name that appears twice must have the same size both times.
 
-    Raises: `ValueError` that names the axis, what was expected and what came.
+    Raises: `ValueError` naming the axis, what was expected and what was found.
     """
     names, shape = axes.split(), tuple(x.shape)
     form = f"({', '.join(names)})"
@@ -86,13 +86,13 @@ def sum_error_bound(
 # %% ../nbs/01_core.ipynb #4331ab7d
 def require(
     module: str, # Module to import, e.g. "sklearn.linear_model"
-    extra: str, # The extra that brings it, e.g. "compare"
+    extra: str, # The extra that installs it, e.g. "compare"
 ): # The imported module
     """Import an optional module, or say how to install it.
 
-    Raises: `ImportError` naming the extra that brings the module.
+    Raises: `ImportError` naming the extra that installs the module.
     """
     try: return importlib.import_module(module)
     except ImportError as e:
         raise ImportError(
-            f'{module} is needed here and not installed: pip install "multiscene_rec[{extra}]"') from e
+            f'{module} is needed here but not installed: pip install "multiscene_rec[{extra}]"') from e

@@ -1,5 +1,5 @@
-"""Where the parameters of any model are and where its work is, counted. Written by hand; it teaches nothing.
-Notebook 08 has the formulas that foretell both.
+"""Count where a model's parameters are and where its work is done. Hand-written; not part of a lesson.
+Notebook 08 has the formulas that predict both.
 """
 import pandas as pd
 import torch

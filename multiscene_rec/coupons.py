@@ -47,7 +47,7 @@ def _missing(column):
 
 def visits(
     frame: pd.DataFrame, # Rows with the five visit columns of the coupons
-) -> np.ndarray: # (n, 5) float64: visits a month, in the order of VENUES; nan where not answered
+) -> np.ndarray: # (n, 5) float64: visits per month, in the order of VENUES; nan where not answered
     """Turn the five answers into numbers: each band of visits becomes a typical count.
 
     Raises: `ValueError` naming the column that is missing, or the answer that is unknown and its row.
@@ -66,7 +66,7 @@ def visits(
 
 # %% ../nbs/11_coupons.ipynb #d09ee0c1
 def visit_scale(
-    per_month: np.ndarray, # Any shape: visits a month, 0 or more; nan where not answered
+    per_month: np.ndarray, # Any shape: visits per month, 0 or more; nan where not answered
 ) -> np.ndarray: # Same shape: 0 for no visit and for no answer
     """Put visits on a scale on which one more visit counts the less, the more there already are.
 
@@ -125,7 +125,7 @@ def made_up_coupons(
 
 # %% ../nbs/11_coupons.ipynb #97b9ac43
 def venue_histories(
-    per_month: np.ndarray, # (n, 5): visits a month, in the order of VENUES; nan where not answered
+    per_month: np.ndarray, # (n, 5): visits per month, in the order of VENUES; nan where not answered
 ) -> tuple[np.ndarray, np.ndarray]: # x: (n, 5, 11) float32; known: (n, 5) bool
     """One history for each kind of venue: which band was ticked, how often that is, and which kind this is.
 
@@ -142,7 +142,7 @@ def venue_histories(
 
 # %% ../nbs/11_coupons.ipynb #ae4a4835
 def visits_to_target(
-    per_month: np.ndarray, # (n, 5): visits a month, in the order of VENUES; nan where not answered
+    per_month: np.ndarray, # (n, 5): visits per month, in the order of VENUES; nan where not answered
     kind: np.ndarray, # (n,) whole numbers 0 to 4: the kind of coupon in each row
 ) -> np.ndarray: # (n, 2): visits to that kind of venue, log scale, 0 if not answered; 1 if answered
     """Look up the visits to the venue that the coupon is for.
@@ -194,7 +194,7 @@ class VenueVisits(Part):
 
     def transform(self,
         frame: pd.DataFrame, # Rows, as from load_coupons
-        context: Context, # Not looked at
+        context: Context, # Unused
     ) -> tuple[dict, dict]: # dense (B, D), and no tables
         """Look up the visits. Raises: `ValueError` naming the row whose answer or kind is unknown."""
         per_month, kinds = visits(frame), [_kinds(frame)] if self.target else []
@@ -203,13 +203,13 @@ class VenueVisits(Part):
         return {"dense": torch.from_numpy(np.concatenate(dense, 1).astype(np.float32))}, {}
 
     def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
-        """The switches."""
+        """The two options of the part."""
         return dict(target=self.target, every=self.every), {}
 
     @classmethod
     def from_state(cls,
-        about: dict, # Plain data, as state gave it
-        tensors: dict, # None
+        about: dict, # Plain data, as state returned it
+        tensors: dict, # Unused
     ) -> "VenueVisits": # With the same switches
         """Build the part from what `state` returned."""
         return cls(**about)
@@ -376,7 +376,7 @@ def _trees(spec, train, valid, test, per_scenario):
 def average_probability(
     prob: Sequence[np.ndarray], # K arrays (n,): the probabilities of K models
 ) -> np.ndarray: # (n,): their mean
-    """Let several models vote.
+    """Average the probabilities of several models.
 
     Formula: (11.5) `p̄ = (1/K) Σ_k p_k`.
 
@@ -390,12 +390,12 @@ def average_probability(
 # %% ../nbs/11_coupons.ipynb #510269c3
 def predict_candidate(
     candidate: Candidate, # What to train
-    spec: Spec, # Of an encoder with the candidate's columns
-    train: Batch, # To learn from
-    valid: Batch, # To stop on
-    test: Batch, # To predict
+    spec: Spec, # Spec of an encoder with the candidate's columns
+    train: Batch, # Rows to learn from
+    valid: Batch, # Rows to stop on
+    test: Batch, # Rows to predict
     seeds: tuple = (0, 1), # A network is trained once for each, and the probabilities are averaged
-    device: str = "cpu", # Of the networks, as for train.fit
+    device: str = "cpu", # Device of the networks, as for train.fit
 ) -> tuple[np.ndarray, np.ndarray]: # Probabilities for the rows of valid and of test
     """Train one candidate on the training respondents and predict for the others.
 
@@ -419,7 +419,7 @@ def run_split(
     frame: pd.DataFrame, # Rows as from load_coupons
     split: int, # Which split, the seed of split_respondents
     names: tuple = tuple(CANDIDATES), # Which candidates, names from CANDIDATES
-    seeds: tuple = (0, 1), # Of each network, as for predict_candidate
+    seeds: tuple = (0, 1), # Seeds of each network, as for predict_candidate
     scenario: str = "coupon", # As for CouponEncoder
 ) -> pd.DataFrame: # One row per candidate: split, model, valid and test (macro AUC)
     """Split the respondents, train every candidate, and report its macro AUC on validation and test people.
@@ -493,7 +493,7 @@ def t_interval(
     n_train: float, # Respondents in a training set
     level: float = 0.95, # How often such an interval should hold the true mean, between 0 and 1
 ) -> tuple[float, float, float]: # mean, low, high; same unit
-    """Mean over random splits with an interval that knows of the overlap.
+    """Mean over random splits with an interval that accounts for the overlap.
 
     Formula: (11.8) `d̄ ± t_{J−1} · se`, with `se` from (11.7).
 
@@ -537,7 +537,7 @@ def context_lists(
     model: InterestModel, # Trained on coupons
     encoder: CouponEncoder, # Fitted on the same training rows
     frame: pd.DataFrame, # Rows of the respondents
-    respondent: int, # Whom
+    respondent: int, # Id of the respondent
     contexts: dict, # Title: values of context columns, e.g. {"morning": {"time": "7AM"}}
 ) -> pd.DataFrame: # One row per context and place: context, rank, coupon, score (probability of acceptance)
     """One person's coupon kinds in order of predicted acceptance, once for each context.

@@ -62,7 +62,7 @@ def scenario_loading(
         mixing = SCENARIOS[["browsing", "buying"]].to_numpy().copy()
         return mixing / np.linalg.norm(mixing, axis=1, keepdims=True)
     if not 0 <= similarity <= 1:
-        raise ValueError(f"similarity runs from 0 (unrelated) to 1 (identical), got {similarity!r}")
+        raise ValueError(f"similarity must lie between 0 (unrelated) and 1 (identical), got {similarity!r}")
     return np.hstack([np.full((S, 2), np.sqrt(similarity/2)), np.sqrt(1 - similarity)*np.eye(S)])
 
 # %% ../nbs/02_data.ipynb #a8b46416
@@ -96,14 +96,14 @@ class Mall:
         return 1/(1 + np.exp(-(self.bias[s] + self.item_effect[item] + self.strength[s]*match)))
 
     def dirty(self,
-        seed: int = 0, # Where the dirt falls
+        seed: int = 0, # Seed of where the dirt falls
     ) -> tuple[pd.DataFrame, pd.DataFrame]: # The log with dirt; row of the log, kind, original row of events
         """The events as a careless pipeline would deliver them, and the list of what it did."""
         return soil(self.events, seed)
 
 # %% ../nbs/02_data.ipynb #590313c8
 def toy_mall(
-    n_users: int = 6000, # Users; with rich histories a seventh of them, each with seven times more events
+    n_users: int = 6000, # Users; with rich histories a seventh of them, with seven times as many events each
     n_items: int = 600, # Items
     n_events: int = 150_000, # Rows of the log
     similarity: float | None = None, # None: two blocks of scenarios; or 0 to 1, the same for all pairs
@@ -111,7 +111,7 @@ def toy_mall(
     reveal_tastes: bool = False, # True puts the hidden tastes into the users' frame
     seed: int = 7, # Same seed, same table
 ) -> Mall: # Frames, and the truth behind them
-    """A mall whose clicks are drawn from known probabilities: every model can be read against the truth.
+    """A mall whose clicks are drawn from known probabilities: every model can be compared with the truth.
 
     Raises: `ValueError` for a size below 1, an unknown `history`, or a `similarity` outside 0 to 1.
     """

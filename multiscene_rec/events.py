@@ -1,5 +1,5 @@
-"""What is known of users: an `EventLog`, how it goes on with newer rows, and its files. Written by hand; it
-teaches nothing."""
+"""What is known about users: an `EventLog`, how newer rows extend it, and its files. Hand-written; not part
+of a lesson."""
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ def _kind_of(ids): # text, numbers, or a mix that only looks like one of them
 
 
 class EventLog:
-    """What is known of users: their events, sorted once by user and time, and the table that describes them.
+    """What is known about users: their events, sorted once by user and time, and the table describing them.
 
     It is the only thing that holds users' data; a fitted preprocessor and a model hold none.
 
@@ -38,16 +38,16 @@ class EventLog:
     twice in `users`.
     """
     def __init__(self,
-        events: pd.DataFrame, # Rows with the columns that schema names; more columns are left aside
+        events: pd.DataFrame, # Rows with the columns that schema names; other columns are ignored
         users: pd.DataFrame | None = None, # One row per user; None takes what each user's last event says
-        schema: Schema = Schema(), # Which column is what
+        schema: Schema = Schema(), # Which column means what
     ):
         check_columns(events.reset_index(drop=True), schema.required, "log")
         about_user = [c for c in (*schema.categorical, *schema.numeric) if c not in schema.item_columns]
         self.schema, time = schema, seconds(events, schema.time)
         code, ids = pd.factorize(events[schema.user])
         order = np.lexsort((time, code))
-        order = order[np.searchsorted(code[order], 0):] # a row without a user is nobody's past
+        order = order[np.searchsorted(code[order], 0):] # a row without a user belongs to nobody's past
         columns = [c for c in events if c in (*schema.required, *schema.categorical, *schema.numeric)]
         self.events = events[columns].take(order).reset_index(drop=True)
         self.user, self.time, self.ids = code[order], time[order], _as_index(ids)
@@ -55,7 +55,7 @@ class EventLog:
         self.last = int(time.max()) if len(time) else None
         self.derived = users is None
         table = one_row_per_id(users, schema.user, about_user, self.events, "users")
-        # of people only what the schema names
+        # about people, keep only what the schema names
         self.users = table[[c for c in table if c == schema.user or c in about_user]]
         self._kept = {}
 
@@ -65,7 +65,7 @@ class EventLog:
     def rows(self,
         users: pd.Series, # (U,) ids; lists and arrays too; unknown ones have no rows
         before: int | None = None, # Moment in seconds; only rows strictly earlier; None takes all
-    ) -> tuple[np.ndarray, np.ndarray]: # (n,) positions in events, by user and time; (n,) whose, 0 to U - 1
+    ) -> tuple[np.ndarray, np.ndarray]: # (n,) positions in events, by user and time; (n,) user, 0 to U - 1
         """The events of some users."""
         at = self.code(users)
         begin, end = (np.where(at < 0, 0, self.start[at + k]) for k in (0, 1))
@@ -78,9 +78,9 @@ class EventLog:
 
     def code(self,
         users: pd.Series, # (n,) ids; lists and arrays too
-    ) -> np.ndarray: # (n,) int64: a user's place in ids, -1 for one without events
-        """Who is who. Raises: `ValueError` for numbers where the log has text, or the other way round: all
-        would seem new."""
+    ) -> np.ndarray: # (n,) int64: each user's position in ids, -1 for one without events
+        """The code of each user. Raises: `ValueError` for numbers where the log has text, or the other way
+        round: all would seem new."""
         users = _as_index(users)
         theirs, own = (_kind_of(x) for x in (users, self.ids))
         if users.notna().any() and len(self.ids) and theirs != own:
@@ -90,14 +90,14 @@ class EventLog:
 
     def kept(self,
         key: object, # Names what is computed
-        make: Callable, # Without arguments: computes it
-    ) -> object: # What make gave, the first time
-        """What was computed from these events before is not computed again."""
+        make: Callable, # Function without arguments that computes it
+    ) -> object: # What make returned the first time
+        """Compute something from these events once, and keep it."""
         if key not in self._kept: self._kept[key] = make()
         return self._kept[key]
 
 
-# A log goes on
+# Newer rows
 
 def _place_of(log, news, keys): # (len(news),) position in the log of the same row, by its keys; -1: it is new
     both = pd.concat([log[keys], news[keys]], ignore_index=True)
@@ -110,11 +110,11 @@ def _place_of(log, news, keys): # (len(news),) position in the log of the same r
 
 def with_news(
     log: EventLog, # What is known
-    news: pd.DataFrame, # Newer rows; some may be known already
-    users: pd.DataFrame | None = None, # One row per user; None keeps the table that there is
+    news: pd.DataFrame, # Newer rows; some may already be known
+    users: pd.DataFrame | None = None, # One row per user; None keeps the present table
 ) -> EventLog: # Both, each row once
-    """A log goes on; of a row that is known already, the newer label counts. Raises: `ValueError` as
-    `EventLog`."""
+    """Extend a log; for a row that is already known, the newer label counts. Raises: `ValueError` as
+    `EventLog` does."""
     schema, events = log.schema, log.events.copy()
     check_columns(news.reset_index(drop=True), schema.required, "news")
     at = _place_of(events, news, [schema.user, schema.item, schema.scenario, schema.time])
@@ -128,11 +128,13 @@ def with_news(
 # Its files
 
 def save_log(
-    log: EventLog, # To keep
-    folder: str | Path, # Made if it is not there; log.json and log.safetensors are written into it
+    log: EventLog, # The log to save
+    folder: str | Path, # Created if needed; log.json and log.safetensors are written into it
 ) -> str: # The record's checksum
-    """Keep events and users as a record of their own, apart from model and preprocessor. Raises: `ValueError`
-    naming a column of another kind."""
+    """Save events and users as a record of their own, apart from model and preprocessor.
+
+    Raises: `ValueError` naming a column that holds anything but numbers or text.
+    """
     tensors = {}
     frames = {name: pack_frame(getattr(log, name), name, tensors) for name in ("events", "users")}
     about = dict(format=LOG_FORMAT, schema=asdict(log.schema), derived=log.derived, frames=frames)
@@ -140,9 +142,9 @@ def save_log(
 
 
 def load_log(
-    folder: str | Path, # That save_log wrote into
+    folder: str | Path, # The folder that save_log wrote into
 ) -> EventLog: # The same events and users
-    """Read it back. Raises: `FileNotFoundError`, or `ValueError` naming the file that is damaged."""
+    """Read a log back. Raises: `FileNotFoundError`, or `ValueError` naming the damaged file."""
     about, tensors = read_record(folder, "log", "save_log", LOG_FORMAT)
     with damage_named(Path(folder)/"log.json", "save_log"):
         events, users = (stored_frame(about["frames"][name], name, tensors) for name in ("events", "users"))
@@ -151,10 +153,10 @@ def load_log(
 
 def stored_frame(
     columns: list, # What pack_frame returned, read from a file
-    name: str, # Of the frame
-    tensors: dict, # Name to tensor
+    name: str, # Name of the frame
+    tensors: dict, # Name: tensor
 ) -> pd.DataFrame: # The frame
-    """A stored frame whose words are text or numbers. Raises: `ValueError` naming the column that is not."""
+    """Read a stored frame. Raises: `ValueError` naming a column whose words are not text or numbers."""
     for c in columns:
         if c["words"] is not None and not {type(w) for w in c["words"]} <= {str, int, float, bool}:
             raise ValueError(f"the words of column {c['name']!r} of {name} are not text or numbers")

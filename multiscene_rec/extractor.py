@@ -184,7 +184,7 @@ def _check_fields(fields, offsets, ends, names):
     at, start, end = int(fields[row, f]), int(offsets[f]), int(ends[f])
     raise ValueError(f"field {names[f]!r}, row {row}: local id {at - start} is outside 0 to "
                      f"{end - start - 1} (table row {at}, and the field owns {start} to {end - 1}); pass "
-                     "local ids through offset once, and map values never seen to 0, unknown")
+                     "local ids through offset once, and map unseen values to 0, the unknown id")
 
 # %% ../nbs/04_extractor.ipynb #b6491645
 class FieldEmbedding(nn.Module):

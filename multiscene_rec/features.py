@@ -1,5 +1,5 @@
-"""What a model must know of the data, declared: features, tasks, and the `Spec` that lists them. Written by
-hand; it teaches nothing."""
+"""What a model must know about the data: features, tasks, and the `Spec` that lists them. Hand-written; not
+part of a lesson."""
 import math
 from dataclasses import dataclass, replace
 
@@ -14,13 +14,13 @@ _KINDS, _OF = ("category", "number", "vector", "sequence", "history"), ("item", 
 
 @dataclass(frozen=True)
 class Feature:
-    """One thing that rows say of an item, a user or the moment. Raises: `ValueError` for an unknown kind or a
-    size below 1."""
+    """One thing that rows say about an item, a user or the moment. Raises: `ValueError` for an unknown kind
+    or a size below 1."""
     name: str # Such as brand
     kind: str # category, number, vector, sequence or history
-    size: int # Ids of a category with unknown, numbers of a vector or history, events of a sequence
+    size: int # Ids of a category with unknown, numbers in a vector or history, events in a sequence
     of: str = "context" # item, user or context
-    names: tuple = () # Of its numbers, where they have any
+    names: tuple = () # Names of its numbers, if they have any
 
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
@@ -36,9 +36,9 @@ class Feature:
 @dataclass(frozen=True)
 class Task:
     """One answer to predict. Raises: `ValueError` for a weight that is not a finite number of 0 or more."""
-    name: str = "clicked" # Of the label's column
-    kind: str = "binary" # A loss of another kind is the model's own
-    weight: float = 1.0 # Of its loss in the sum over tasks
+    name: str = "clicked" # Name of the label's column
+    kind: str = "binary" # For any other kind, the model defines its own loss
+    weight: float = 1.0 # Weight of its loss in the sum over tasks
 
     def __post_init__(self):
         if not 0 <= self.weight < math.inf:
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a model must know of the data: scenarios, features and tasks, declared.
+    """What a model must know about the data: its scenarios, features and tasks.
 
     Raises: `ValueError` naming what is wrong or appears twice.
     """
@@ -67,7 +67,7 @@ class Spec:
         if not self.scenarios or not self.tasks:
             raise ValueError("Spec: name at least one scenario and one task")
         if unknown := set(self.query) - set(self.fields):
-            raise ValueError(f"Spec.query names {min(unknown)!r}, which is not a category of it")
+            raise ValueError(f"Spec.query names {min(unknown)!r}, which is not one of its categories")
 
     def of(self,
         kind: str, # A kind of Feature
@@ -77,9 +77,9 @@ class Spec:
         return tuple(f for f in self.features if f.kind == kind and of in (None, f.of))
 
     def with_features(self,
-        *features: Feature, # Each takes the place of the one of its name, or comes last
+        *features: Feature, # Each replaces the one of the same name, or is added at the end
     ) -> "Spec":
-        """The same, with some features exchanged."""
+        """The same spec with some features replaced or added."""
         by_name = {f.name: f for f in self.features} | {f.name: f for f in features}
         return replace(self, features=tuple(by_name.values()))
 

@@ -145,7 +145,7 @@ class OwnScenario(WeightedFusion, name="own"):
 
 # %% ../nbs/05_fusion.ipynb #0435ade0
 class ConcatFusion(Fusion, name="concat"):
-    """Lay the scenarios side by side and project; item and target scenario are ignored, no weights to show.
+    """Lay the scenarios side by side and project; item and target scenario are ignored; it has no weights.
 
     Raises: `ValueError` for a size below 1.
     """

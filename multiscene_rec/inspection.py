@@ -1,5 +1,5 @@
-"""What can be said about any model: five checks before training, and a card. Written by hand; it teaches
-nothing. Notebook 08 explains both.
+"""What can be said about any model: five checks before training, and a card. Hand-written; not part of a
+lesson. Notebook 08 explains both.
 """
 import math
 from collections.abc import Sequence
@@ -66,10 +66,10 @@ def check_model(
 _USE = ("Ordering items for a known kind of user within one of the scenarios above, as one signal among "
         "others, offline or behind a test.")
 _LIMITS = (
-    "- It learned from what was shown. It cannot know how items would do that were never shown, and it "
+    "- It learned from what was shown. It cannot know how items that were never shown would do, and it "
     "repeats the choices of the system that showed them.",
-    "- Ids that training did not hold share one vector per field, unknown; histories shorter than those of "
-    "training make scores less certain.",
+    "- Ids that were not seen in training share one vector per field, unknown; histories shorter than those "
+    "of training make scores less certain.",
     "- Scores are probabilities of a click at training time. Check calibration before using them as such, "
     "and again when traffic changes.",
     "- Do not use it for decisions about people: credit, work, housing, prices for one person.")
@@ -102,11 +102,11 @@ def _facts(model): # What is known of the data and of the architecture
 
 def model_card(
     model: Recommender, # To describe
-    metrics: pd.DataFrame | None = None, # What was measured, e.g. the frame of metrics.report; None says so
-    seed: int | None = None, # The seed of its training; None says so
+    metrics: pd.DataFrame | None = None, # What was measured, e.g. the frame of metrics.report
+    seed: int | None = None, # The seed of its training; None: not stated
     title: str = "Interest model", # Headline
     batch: Batch | None = None, # One row, to count the work of scoring it; None leaves that out
-    data: str = "not stated", # Where the data came from and which time they cover
+    data: str = "not stated", # Where the data came from and which period they cover
     use: str = _USE, # Intended use
     rows: Sequence = (), # Lines about the rows: how many there were and how they were split
     made: Sequence = (), # Further lines on how the model was trained
@@ -123,8 +123,8 @@ def model_card(
     again = (f"seed: {'not stated' if seed is None else seed}", f"versions: {versions}", *made)
     return "\n\n".join([
         f"# {title}",
-        "Predicts how likely a user is to click an item in a scenario, or to do what else it names below.",
+        "Predicts how likely a user is to click an item in a scenario, or to do what else is named below.",
         "## Data and architecture", f"- data: {data}\n{facts}", *origin, "## Size", counted, _markdown(size),
         "## Measurements", "None were given." if metrics is None else _markdown(metrics),
-        "## How to make it again", "\n".join(f"- {line}" for line in again),
+        "## How to reproduce it", "\n".join(f"- {line}" for line in again),
         "## Intended use", use, "## Limits", "\n".join(_LIMITS)]) + "\n"

@@ -1,5 +1,5 @@
-"""What the InterestModel checks: its arguments, its batches, its loss; and the sizes that follow. Written by
-hand; it teaches nothing. Notebook 08 defines the model, and counts it with these sizes.
+"""What the InterestModel checks: its arguments, its batches, its loss; and the sizes that follow.
+Hand-written; not part of a lesson. Notebook 08 defines the model, and counts it with these sizes.
 """
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def _tuple_of_sizes(name, sizes):
     return tuple(sizes)
 
 
-def _check_spec(spec, reads_histories): # What the model reads must be there
+def _check_spec(spec, reads_histories): # What the model reads must be present
     if not spec.fields:
         raise ValueError("the spec has no categories: an InterestModel needs at least the item's id; "
                          "add Categories() to the preprocessor's parts")
@@ -56,7 +56,7 @@ def _check_spec(spec, reads_histories): # What the model reads must be there
 
 
 def interest_sizes(
-    spec: Spec, # What there is in the data
+    spec: Spec, # What the data holds
     fusion: str, # none, or one of fusion.fusion_names()
     heads: str, # shared or per_scenario
     d_embed: int, # Width of each field's embedding
@@ -86,12 +86,12 @@ def interest_sizes(
 
 
 def formula_sizes(
-    spec: Spec, # What there is in the data
+    spec: Spec, # What the data holds
     options: dict, # Arguments of InterestModel; those left out have its defaults
 ) -> Sizes: # Checked
     """The sizes that the formulas need, without building a model.
 
-    Raises: `ValueError` as `interest_sizes`, for an unknown argument, or for a fusion that no formula covers.
+    Raises: `ValueError` as `interest_sizes` does, for an unknown argument, or for a fusion without formulas.
     """
     options = known_arguments(model_class("interest"), options) | options
     if options["fusion"] in fusion_names() and options["fusion"] not in FORMULAS:
@@ -129,10 +129,10 @@ def check_logits(
     """
     if not isinstance(logits, torch.Tensor):
         raise ValueError(f"the model returned {type(logits).__name__}, expected log-odds of shape (B,) or "
-                         "(B, T): return them alone, and put what explains them into explain")
+                         "(B, T): return only these, and leave explanations to explain()")
     if odd := [task for task in tasks if task.kind != "binary"]:
         raise ValueError(f"task {odd[0].name!r} is of kind {odd[0].kind!r}: "
-                         "a model for it must define its own loss")
+                         "a model for such a task must define its own loss")
     one = logits.ndim == 1 and len(tasks) == 1
     several = logits.ndim == 2 and logits.shape[1] == len(tasks) > 1
     if (one or several) and logits.shape == label.shape: return

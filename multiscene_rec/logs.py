@@ -1,4 +1,4 @@
-"""Reading files: logs of one's own, the coupon survey, MovieLens. Written by hand; it teaches nothing."""
+"""Reading files: your own logs, the coupon survey, MovieLens. Hand-written; not part of a lesson."""
 import csv
 import gzip
 import hashlib
@@ -74,7 +74,7 @@ def _content(frame): # SHA-256 of the survey, whatever a copy calls its columns 
 
 def _check_coupons(frame, path, remedy): # The survey that the course speaks of, and no other
     if len(frame) != _COUPON_ROWS:
-        raise ValueError(f"{path} has {len(frame)} rows, the survey has {_COUPON_ROWS}; {remedy}")
+        raise ValueError(f"{path} has {len(frame)} rows, but the survey has {_COUPON_ROWS}; {remedy}")
     content = _content(frame)
     if content != _COUPON_SHA256:
         raise ValueError(
@@ -98,7 +98,8 @@ def _receive(url, timeout, stop, done): # In a thread of its own; puts the bytes
                     content += chunk
                     bar.update(len(chunk))
                     if len(content) > _MOST_PACKED:
-                        raise OSError(f"more than {_MOST_PACKED:,} bytes came, far more than the survey has")
+                        raise OSError(
+                            f"received more than {_MOST_PACKED:,} bytes, far more than the survey has")
         if total is not None and len(content) < total:
             raise http.client.IncompleteRead(bytes(content), total - len(content))
         done.put(bytes(content))
@@ -148,7 +149,7 @@ def load_coupons(
 
     Copies differ in the names of two columns; here they are always `coupon` and `car`. Rows with the same
     thirteen profile columns share a `respondent`: split by it, never by row. A file that was fetched or
-    cached must be the survey to the last cell; for one that you name yourself a difference is a warning.
+    cached must be the survey to the last cell; for one that you name yourself, a difference only warns.
 
     Raises: `FileNotFoundError` that says where to get the file and where to put it; `ValueError` for a file
     that is not the survey.
@@ -176,7 +177,7 @@ def load_coupons(
     # A damaged zip file can raise more than BadZipFile: another method, a password, a stream cut short
     except (OSError, http.client.HTTPException, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:
         raise FileNotFoundError(
-            f"the coupon file is not here and could not be fetched ({e}): get {_COUPONS_URL} and put "
+            f"the coupon file is missing and could not be fetched ({e}): get {_COUPONS_URL} and put "
             f"{_COUPON_FILE} from it into {cache}, or into a folder named by MULTISCENE_DATA") from e
 
 
@@ -233,7 +234,7 @@ def _movielens_folder(path): # The folder of the files and their kind, or (None,
 
 
 def load_movielens_100k(
-    path: str | os.PathLike | None = None, # Folder with u.data or ml-100k.inter and so on; None: recbole
+    path: str | os.PathLike | None = None, # Folder with u.data or ml-100k.inter and so on; None: recbole's
 ) -> MovieLens: # 100,000 ratings of 943 users on 1,682 films; the scenario is the age band
     """MovieLens-100K from your own folder or an installed `recbole`; its licence forbids including it here.
 
@@ -260,7 +261,7 @@ def load_movielens_100k(
         items[["item_id", "title", "year", "genre", "genres"]], schema)
 
 
-# A log of one's own
+# Your own log
 
 _CHUNK = 500_000 # rows of a csv read at a time
 _UNITS = dict(s="seconds", ms="milliseconds", us="microseconds", ns="nanoseconds", days="days", none="")
@@ -303,8 +304,8 @@ def _one_clock(path, column, x): # All ISO times name a zone, or none does: othe
     if zoned.all() or not zoned.any(): return
     without, named = (int(text.index[flags.argmax()]) for flags in (~zoned, zoned))
     raise ValueError(
-        f"{path}: column {column!r}, row {without + 1} below the header: {text[without]!r} names no time "
-        f"zone, but row {named + 1} does ({text[named]!r}); write the zone in every row, such as "
+        f"{path}: column {column!r}, row {without + 1} below the header: {text[without]!r} has no time "
+        f"zone, but row {named + 1} has one ({text[named]!r}); write the zone in every row, such as "
         "2026-01-31T12:00:00Z")
 
 
@@ -343,7 +344,7 @@ def _seconds(path, column, x, unit): # Whole seconds since 1970 UTC, from number
     stamp = pd.to_datetime(x, utc=True, errors="coerce", **form)
     rule = "is not an ISO time such as 2026-01-31T12:00:00Z (the column is not all whole seconds)"
     bad = stamp.isna() & x.notna()
-    neither = bad & number.isna() # name a word among seconds before seconds among ISO times
+    neither = bad & number.isna() # what is neither seconds nor ISO time is reported first
     _fail_at(path, column, x, neither if neither.any() else bad, rule)
     if x.dtype.kind != "M": _one_clock(path, column, x)
     return _whole((stamp - pd.Timestamp(0, tz="UTC")) // pd.Timedelta(seconds=1))
@@ -372,7 +373,7 @@ def _typed(path, column, x, schema, unit): # A named column in its own type; oth
     return _ids(x) if column in (schema.user, schema.item, *schema.categorical) else x
 
 
-def _check_unique(path, columns): # Of two columns with one name nobody can say which is meant
+def _check_unique(path, columns): # Two columns of one name are ambiguous
     repeated = [c for c in columns if c != "" and columns.count(c) > 1]
     if repeated:
         raise ValueError(
@@ -385,8 +386,8 @@ def _check_columns(path, columns, schema): # Each once, and all that a log needs
     missing = [c for c in schema.required if c not in columns]
     if missing:
         lacking, present = ", ".join(map(repr, missing)), ", ".join(map(str, columns))
-        remedy = "Rename it, or name yours in the Schema"
-        raise ValueError(f"{path}: missing column {lacking}; there are: {present}. {remedy}")
+        remedy = "Rename yours, or name it in the Schema"
+        raise ValueError(f"{path}: missing column {lacking}; the columns are {present}. {remedy}")
 
 
 # A csv: a log of ten million rows has ten million times, but far fewer different users, items and words.
@@ -452,8 +453,8 @@ def _check_points(path, column, x, commas): # Among decimal commas 2.781 may mea
     comma, point, number, text = _signs(x)
     thousands = text.str.fullmatch(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+") # 5.5 and 0.125 are clear
     unclear = point.any() and thousands[point].all() and (commas or not point[number].all())
-    rule = ("has a point, which may be a decimal point or separate thousands, since semicolons go with "
-            "decimal commas; write the column with one decimal sign and no separator of thousands")
+    rule = ("has a point, which may be a decimal point or a thousands separator, since semicolons go with "
+            "decimal commas; write the column with one decimal sign and no thousands separator")
     if comma.any() or unclear: _fail_at(path, column, x, point, rule)
 
 
@@ -491,7 +492,7 @@ def _check_first_bytes(path): # Files of another kind under the name of a csv
     return head
 
 
-def _read_csv(path, schema, unit): # Each fault of the file in its own words
+def _read_csv(path, schema, unit): # Each kind of damage has its own message
     head = _check_first_bytes(path)
     try: return _csv_frame(path, schema, unit)
     except UnicodeDecodeError: raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
@@ -508,7 +509,7 @@ def _read_csv(path, schema, unit): # Each fault of the file in its own words
         raise ValueError(f"{path} is not a table: {str(e).strip()}") from None
 
 
-# Parquet: the same columns with the types that they have there
+# Parquet: the same columns, with the types they already have
 
 def _parquet_frame(path, schema):
     arrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
@@ -521,7 +522,7 @@ def _parquet_frame(path, schema):
         for field in file.schema_arrow:
             if field.name in named and arrow.types.is_nested(field.type):
                 raise ValueError(f"{path}: column {field.name!r} holds {field.type}, not one value per "
-                                 "row; split it into rows or columns of their own")
+                                 "row; split it into separate rows or columns")
         try: return file.read().to_pandas().reset_index(drop=True)
         except arrow.ArrowNotImplementedError as e:
             why = f"holds a type that cannot be read ({str(e).strip()})"
@@ -542,7 +543,7 @@ def _log_path(path): # The file that a user means
     kinds = "read_log reads a file ending in .csv, .csv.gz or .parquet"
     if text == "-": raise ValueError(f"'-' is not a file: {kinds}, not standard input")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise ValueError(f"{text} is an address: {kinds}; fetch it first")
+        raise ValueError(f"{text} is a URL: {kinds}; download it first")
     file = Path(os.path.expanduser(text))
     if not file.is_file(): raise FileNotFoundError(f"no such file: {file}")
     return file
@@ -560,16 +561,16 @@ def read_log(
     such as 0, 1, 2.
 
     Raises: `FileNotFoundError`; `ValueError` for an unknown ending or unit; a file that is empty, cut off,
-    damaged, of another kind or not UTF-8; a column that is missing (naming it and the columns present) or
+    damaged, of another format or not UTF-8; a column that is missing (naming it and the columns present) or
     appears twice; a text that is not a time, a time that looks like another unit, a zone in some rows only;
     an infinite number, a point that may separate thousands, a label outside 0 to 1; `ImportError` for
     parquet without the `data` extra.
     """
     if time_unit not in (None, *_UNITS):
-        raise ValueError(f"time_unit is one of {', '.join(_UNITS)}, or None; got {time_unit!r}")
+        raise ValueError(f"time_unit must be one of {', '.join(_UNITS)}, or None; got {time_unit!r}")
     path = _log_path(path)
     if path.name.endswith((".csv", ".csv.gz")): log = _read_csv(path, schema, time_unit)
     elif path.suffix == ".parquet": log = _read_parquet(path, schema, time_unit)
     else: raise ValueError(f"{path}: unknown ending; read_log reads .csv, .csv.gz and .parquet")
-    if log.empty: raise ValueError(f"{path} has a header and no rows: was the log written in full?")
+    if log.empty: raise ValueError(f"{path} has a header but no rows: was the log written in full?")
     return log

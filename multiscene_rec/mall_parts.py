@@ -1,4 +1,4 @@
-"""What a mall needs beside its formulas: goods, visits, prices, dirt. Written by hand; it teaches nothing."""
+"""What a mall needs besides its formulas: goods, visits, prices, dirt. Hand-written; not part of a lesson."""
 import numpy as np
 import pandas as pd
 
@@ -18,10 +18,11 @@ def check_sizes(
     history: str, # Must be sparse or rich
     **sizes: int, # Name: a number of users, items or events
 ) -> None:
-    """Refuse what no mall can be built from."""
+    """Refuse sizes that no mall can be built from."""
     for name, value in sizes.items():
         if value < 1: raise ValueError(f"{name} must be 1 or more, got {value}")
-    if history not in ("sparse", "rich"): raise ValueError(f"history is 'sparse' or 'rich', got {history!r}")
+    if history not in ("sparse", "rich"):
+        raise ValueError(f"history must be 'sparse' or 'rich', got {history!r}")
 
 
 def _names(names, codes): # The name of each code
@@ -101,7 +102,7 @@ def make_visits(
     items: pd.DataFrame, # With item_id and popularity
     scenarios: pd.DataFrame, # With share, page and absent, by name
 ) -> pd.DataFrame: # user_id, item_id, scenario, timestamp, page, position of each row
-    """Who comes where and when, and what is shown: by the popularity of an item, not by anybody's taste."""
+    """Who visits where and when, and what is shown: popular items more often, whatever a user's taste."""
     n_scenarios, page_size = len(scenarios), scenarios.page.to_numpy(dtype=int)
     share = scenarios.share.to_numpy()/page_size
     share /= share.sum()
@@ -136,7 +137,7 @@ def sale_prices(
     items: pd.DataFrame, # With price, in the order of their ids
     events: pd.DataFrame, # With item_id
 ) -> np.ndarray: # (len(events),) what the item cost at that moment
-    """The price of the item, two times in five reduced."""
+    """The item's price, reduced two times in five."""
     reduction = r.choice([1., 1., 1., .9, .8], size=len(events))
     return np.round(items.price.to_numpy()[events.item_id.to_numpy()]*reduction, 2)
 
@@ -164,7 +165,7 @@ _DIRT = { # Share of the events
 
 def soil(
     events: pd.DataFrame, # Clean events of a mall
-    seed: int, # Where the dirt falls
+    seed: int, # Seed of where the dirt falls
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # The dirty log; row, kind and original event of each bad row
     """The log with dirt, and a list of where it lies."""
     r, n = np.random.default_rng(seed), len(events)

@@ -23,7 +23,7 @@ def accuracy(
     label: np.ndarray | torch.Tensor, # (n,) in [0, 1]: clicked or not, or the probability of a click
     score: np.ndarray | torch.Tensor, # (n,) probability, or any score with its own threshold
     threshold: float = 0.5, # A score of at least this counts as "click"; 0 for log-odds
-) -> float: # Share of rows called rightly, 0 to 1
+) -> float: # Share of rows classified correctly, 0 to 1
     """Share of rows where the thresholded score is right; with soft labels its expected value.
 
     Formula: (7.1) `mean(y · 1[s ≥ c] + (1 - y) · 1[s < c])`.
@@ -37,10 +37,10 @@ def accuracy(
 def log_loss(
     label: np.ndarray | torch.Tensor, # (n,) in [0, 1]: clicked or not, or the probability of a click
     score: np.ndarray | torch.Tensor, # (n,) probability of a click, 0 to 1
-    eps: float = 1e-15, # Probabilities are moved into [eps, 1 - eps]; 0 lets one sure mistake cost infinity
+    eps: float = 1e-15, # Probabilities are moved into [eps, 1 - eps]; 0 lets one mistake cost infinity
 ) -> float: # Mean negative log likelihood, in nats
-    """Mean negative log likelihood of the labels, in float64; one sure mistake costs at most -ln(eps) = 34.5
-    nats.
+    """Mean negative log likelihood of the labels, in float64; one confident mistake costs at most -ln(eps) =
+    34.5 nats.
 
     Formula: (7.2) `-mean(y ln p + (1 - y) ln(1 - p))`.
 
@@ -50,7 +50,7 @@ def log_loss(
     y, p = label_and_score(label, score)
     if not ((p >= 0) & (p <= 1)).all():
         row = (~((p >= 0) & (p <= 1))).argmax()
-        raise ValueError(f"score must be a probability, row {row} holds {p[row]:g}: pass sigmoid(logits)")
+        raise ValueError(f"score must be a probability, but row {row} holds {p[row]:g}: pass sigmoid(logits)")
     if not 0 <= eps < 0.5: raise ValueError(f"eps must lie in [0, 0.5), got {eps}")
     return soft_bce(y, p.clip(eps, 1 - eps)).mean().item()
 
@@ -92,7 +92,8 @@ def auc(
     P = y.sum()
     N = len(y) - P
     if not P or not N:
-        raise ValueError(f"auc needs clicks and non-clicks, label is {y[0]:g} in all {len(y)} rows: add rows")
+        raise ValueError(
+            f"auc needs clicks and non-clicks, but label is {y[0]:g} in all {len(y)} rows: add rows")
     return float((mid_ranks(s)[y == 1].sum() - P*(P + 1)/2) / (P*N))
 
 # %% ../nbs/07_metrics.ipynb #f6936931
@@ -267,7 +268,7 @@ def catalogue_coverage(
     shown = len(pd.unique(flat_lists(lists)[0]))
     if shown > n_items:
         raise ValueError(
-            f"n_items is {n_items}, lists holds {shown} different items: count the whole catalogue")
+            f"n_items is {n_items}, but lists holds {shown} different items: count the whole catalogue")
     return shown / int(n_items)
 
 # %% ../nbs/07_metrics.ipynb #3b728fdd
@@ -284,7 +285,7 @@ def user_coverage(
     whole_number("n_users", n_users)
     served = int((flat_lists(lists)[2] > 0).sum())
     if served > n_users:
-        raise ValueError(f"n_users is {n_users}, lists serves {served} users: count all users")
+        raise ValueError(f"n_users is {n_users}, but lists serves {served} users: count all users")
     return served / int(n_users)
 
 # %% ../nbs/07_metrics.ipynb #20c292d2
@@ -306,7 +307,7 @@ def novelty(
     if (count < 0).any() or not 0 < count.sum() < np.inf:
         raise ValueError("popularity must be 0 or more, finite and not all 0")
     if (count[row] == 0).any():
-        raise ValueError(f"item {ids[count[row] == 0][0]!s} has popularity 0, its surprise is infinite: "
+        raise ValueError(f"item {ids[count[row] == 0][0]!s} has popularity 0, so its surprise is infinite: "
                          "add 1 to every count")
     bits = np.bincount(owner, weights=np.log2(count.sum()) - np.log2(count[row]), minlength=len(size))
     return float((bits[size > 0] / size[size > 0]).mean())

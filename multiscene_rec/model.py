@@ -34,7 +34,7 @@ def interaction(
 
     Formula: (8.1) `z ∘ W_m q`.
 
-    Raises: `ValueError` if the shapes differ; they would broadcast without a word.
+    Raises: `ValueError` if the shapes differ; they would broadcast silently.
     """
     check_shape(item, "B d", **check_shape(z, "B d"))
     return z*item
@@ -91,9 +91,9 @@ class BesideOwn(Fusion, name="attention+own"):
 
 # %% ../nbs/08_model.ipynb #4f0b71d2
 def read_histories(
-    extract: nn.Module, # Makes (..., S, d) of (..., S, H)
+    extract: nn.Module, # Maps (..., S, H) to (..., S, d)
     table: torch.Tensor, # (R, S, H) float: each history once
-    row: torch.Tensor, # (B,) int64: which of them each row has
+    row: torch.Tensor, # (B,) int64: the history that each row has
 ) -> torch.Tensor: # (B, S, d)
     """Read each row's history; when no gradient is asked for, one that several rows share is read once."""
     in_training = torch.is_grad_enabled() or torch.compiler.is_compiling()
@@ -145,7 +145,7 @@ class InterestModel(Recommender, name="interest"):
     def logits_and_weights(self,
         batch: Batch, # B rows
     ) -> tuple: # log-odds, as forward; weights (B, S), or None where the fusion has none
-        """Score each row and keep the weights of the fusion. Raises: as `forward`."""
+        """Score each row and keep the weights of the fusion. Raises: as `forward` does."""
         check_batch(batch, self.spec)
         e, weights = self.embed(batch.fields), None
         parts = [e.flatten(1), batch.dense, self.scenario_embedding(batch.scenario)]
@@ -162,7 +162,7 @@ class InterestModel(Recommender, name="interest"):
         logits, weights = self.logits_and_weights(batch)
         return None if weights is None else Explanation(logits, weights)
 
-    def item_vectors(self, batch): # what it has learned each item to be like: the query q
+    def item_vectors(self, batch): # what it has learned about each item: the query q
         return self.embed(batch.fields)[:, self.item_columns].flatten(1)
 
     def serving(self, prep): # a faster way for many items and one user
@@ -185,7 +185,7 @@ def parameters_by_formula(
 
     Formula: (8.5)
 
-    Raises: `ValueError` as `InterestModel`.
+    Raises: `ValueError` as `InterestModel` does.
     """
     n = formula_sizes(spec, options)
     parts = dict(embed=n.N*n.e, scenario_embedding=n.S*n.e)
@@ -204,7 +204,7 @@ def scenario_cost(
 
     Formula: (8.6)
 
-    Raises: `ValueError` as `InterestModel`, or if `columns` is negative.
+    Raises: `ValueError` as `InterestModel` does, or if `columns` is negative.
     """
     if columns < 0: raise ValueError(f"columns must be 0 or more, got {columns}")
     n = formula_sizes(spec, options)
@@ -233,7 +233,7 @@ def flops_by_formula(
 
     Formula: (8.7), times rows; the extractor's part times histories if these are fewer.
 
-    Raises: `ValueError` as `InterestModel`, or for a negative number of rows or histories.
+    Raises: `ValueError` as `InterestModel` does, or for a negative number of rows or histories.
     """
     for name, value in (("n_rows", n_rows), ("n_histories", n_histories or 0)):
         if value < 0: raise ValueError(f"{name} must be 0 or more, got {value}")
@@ -251,7 +251,7 @@ def start_loss(
     mean: float = 0.0, # Mean of the logits
     var: float = 0.0, # Variance of the logits, 0 or more
 ) -> float: # Mean binary cross-entropy, in nats per row
-    """The loss to expect of a model that does not know the labels yet, for logits well below 1 in size.
+    """The loss to expect from a model that has not seen the labels yet, for logits well below 1 in size.
 
     Formula: (8.8) `log 2 + (½ − ȳ)μ + (μ² + v)/8`.
 

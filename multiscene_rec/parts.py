@@ -38,13 +38,13 @@ __all__ = ["Context", "Part", "Categories", "Numbers", "Labels", "history_featur
 
 @dataclass
 class Context:
-    """What a part may look things up in while it fits or transforms."""
-    schema: Schema # Which column is what
+    """Where a part looks things up while it fits or transforms."""
+    schema: Schema # Which column means what
     scenarios: tuple # S names
     users: pd.DataFrame # One row per user
     items: pd.DataFrame # One row per item
     log: EventLog | None = None # The events that may count as somebody's past; None while fitting
-    known: dict = field(default_factory=dict) # Vocabularies that were counted
+    known: dict = field(default_factory=dict) # Vocabularies counted so far
 
     def column(self,
         frame: pd.DataFrame, # Rows
@@ -64,7 +64,7 @@ class Context:
     def of(self,
         name: str, # A column of the schema
     ) -> str: # item, user or context
-        """Whom a column describes."""
+        """Whether a column describes the item, the user or the moment."""
         if name in (*self.schema.item_columns, self.schema.item): return "item"
         return "user" if name in self.users else "context"
 
@@ -73,7 +73,7 @@ class Context:
         name: str, # A column of the schema
         min_count: int = 1, # As for Vocabulary
     ): # A Vocabulary, fitted; counted once for all parts that ask
-        """The words of a column. Raises: `ValueError` as `Vocabulary.fit`."""
+        """The words of a column. Raises: `ValueError` as `Vocabulary.fit` does."""
         from .preprocess import Vocabulary
         if (name, min_count) not in self.known:
             self.known[name, min_count] = Vocabulary(min_count).fit(self.column(frame, name))
@@ -84,12 +84,14 @@ class Context:
 
 _IS = "is" # Marks plain data that stands for something else
 
-def _classes(): # What may be learned beside plain data, by name
+def _classes(): # What may be learned besides plain data, by name
     from .preprocess import MinMax, StandardScore, Vocabulary
     return {kind.__name__: kind for kind in (MinMax, StandardScore, Vocabulary, Feature, Task)}
 
 
 def _pack(x, name, tensors): # Plain data for JSON; tensors and arrays go among the tensors, under their name
+    if isinstance(x, np.generic): x = x.item()
+    if x is None or isinstance(x, (str, bool, int, float)): return x
     if isinstance(x, torch.Tensor) or isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
         tensors[name] = torch.as_tensor(x)
         return {_IS: "tensor" if isinstance(x, torch.Tensor) else "array", "name": name}
@@ -100,13 +102,11 @@ def _pack(x, name, tensors): # Plain data for JSON; tensors and arrays go among 
     if type(x) in _classes().values():
         return {_IS: type(x).__name__} | {f.name: _pack(getattr(x, f.name), f"{name}.{f.name}", tensors)
                                           for f in fields(x)}
-    if isinstance(x, np.generic): x = x.item()
-    if x is None or isinstance(x, (str, bool, int, float)): return x
-    raise TypeError(f"{name} holds {type(x).__name__} and cannot be kept: learn plain data, arrays or "
+    raise TypeError(f"{name} holds {type(x).__name__}, which cannot be saved: learn plain data, arrays or "
                     "tensors, or define state and from_state")
 
 
-def _unpack(x, tensors): # The way back; lists come back as tuples
+def _unpack(x, tensors): # The reverse of _pack; lists come back as tuples
     if isinstance(x, list): return tuple(_unpack(v, tensors) for v in x)
     if not isinstance(x, dict): return x
     kind, values = x.get(_IS), {k: _unpack(v, tensors) for k, v in x.items() if k != _IS}
@@ -133,10 +133,10 @@ class Part:
     vocabularies or scales; a saved preprocessor keeps them, and the arguments of `__init__`. A part is known
     by its name as soon as it is defined, so that a saved preprocessor can find it.
     """
-    features: tuple = () # What it brings, for the Spec; known after fit at the latest
-    tasks: tuple = () # What it asks for, likewise
+    features: tuple = () # The features it adds to the Spec; known after fit at the latest
+    tasks: tuple = () # The tasks it adds, likewise
     reads_log = False # Whether transform looks at context.log
-    kinds: dict = {} # Name: class, of every part defined
+    kinds: dict = {} # Name: class of every part that has been defined
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -157,16 +157,16 @@ class Part:
     def transform(self,
         frame: pd.DataFrame, # Rows to make ready
         context: Context, # Where columns and the log are looked up
-    ) -> tuple[dict, dict]: # Rows and tables of the batch: name to tensor
-        """What the part brings. Numbers of a row go into dense, beside those of other parts; any other name
-        is its own."""
+    ) -> tuple[dict, dict]: # Rows and tables of the batch, name: tensor
+        """The part's tensors. Numbers of a row go into `dense`, beside those of other parts; every other name
+        belongs to one part."""
         raise NotImplementedError(f"{type(self).__name__} defines no transform")
 
     def check(self) -> None:
-        """Refuse what cannot have been learned; called when a file has been read. Raises: `ValueError`."""
+        """Refuse values that cannot have been learned; called after reading a file. Raises: `ValueError`."""
 
-    def state(self) -> tuple[dict, dict]: # Plain data for JSON; name to tensor
-        """Its arguments and what it learned. Raises: `TypeError` naming what cannot be kept."""
+    def state(self) -> tuple[dict, dict]: # Plain data for JSON; name: tensor
+        """The part's arguments and what it learned. Raises: `TypeError` naming what cannot be saved."""
         params = get_params(self) if type(self).__init__ is not object.__init__ else {}
         learned = {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
         tensors = {}
@@ -175,14 +175,14 @@ class Part:
 
     @classmethod
     def from_state(cls,
-        about: dict, # Plain data, as state gave it
-        tensors: dict, # Name to tensor
+        about: dict, # Plain data, as state returned it
+        tensors: dict, # Name: tensor
     ) -> "Part": # Fitted
-        """The way back. Raises: `ValueError` for what cannot have been learned."""
+        """Rebuild a part from its state. Raises: `ValueError` for what cannot have been learned."""
         part, learned = cls(**_unpack(about["params"], tensors)), _unpack(about["learned"], tensors)
         for name, value in learned.items():
             if not name.endswith("_") or name.startswith("_"):
-                raise ValueError(f"{name!r} is not the name of something learned")
+                raise ValueError(f"{name!r} cannot be the name of something learned")
             setattr(part, name, value)
         part.check()
         return part
@@ -192,13 +192,13 @@ def _part_class(name, defined, folder): # Parts of the package have a known home
     if name not in Part.kinds and name in multiscene_rec._PARTS:
         importlib.import_module(f"multiscene_rec.{multiscene_rec._PARTS[name]}")
     if name not in Part.kinds:
-        raise ImportError(f"{folder} holds a part {name!r}, defined in {defined}, which is not here: import "
-                          "that module first")
+        raise ImportError(f"{folder} holds a part {name!r}, defined in {defined}, which has not been "
+                          "imported: import that module first")
     return Part.kinds[name]
 
 
-def _require(ok, what): # What a file says of something learned
-    if not ok: raise ValueError(f"{what} cannot have been learned")
+def _require(ok, what): # What a file says about something learned
+    if not ok: raise ValueError(f"{what}: fit cannot have learned this")
 
 
 def _all_vocabularies(words): # Whether a dict holds nothing else
@@ -209,8 +209,8 @@ def _all_vocabularies(words): # Whether a dict holds nothing else
 # Words, numbers and labels
 
 class Categories(Part):
-    """Columns of words and ids become `fields` (B, F) int64: ids offset into one table, 0 of each field for
-    unknown."""
+    """Columns of words and ids become `fields` (B, F) int64: ids offset into one table; the first id of each
+    field means unknown."""
     def __init__(self,
         min_count: int = 1, # Words seen less often among the training rows count as unknown
     ):
@@ -244,7 +244,7 @@ class Categories(Part):
         return {"fields": torch.from_numpy(ids)}, {}
 
     def check(self):
-        """Words of each column. Raises: `ValueError`."""
+        """Check the words of each column. Raises: `ValueError`."""
         ok = _all_vocabularies(self.words_) and self.words_.keys() == self.of_.keys()
         _require(ok, "words of categories")
 
@@ -272,7 +272,7 @@ def _scale(x, name, logarithm, score): # (n,) float64; missing becomes 0, the me
                          "make it missing")
     if logarithm and (x < 0).any():
         raise ValueError(
-            f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, which no training "
+            f"column {name!r}, row {(x < 0).argmax()}: {x[(x < 0).argmax()]} is below 0, but no training "
             "row was; clean the log, or make it missing")
     with np.errstate(over="ignore"):
         z = score.transform(log_scale(x) if logarithm else x)
@@ -310,7 +310,7 @@ class Numbers(Part):
         return {"dense": torch.from_numpy(np.stack(dense, 1, dtype=np.float32, casting="same_kind"))}, {}
 
     def check(self):
-        """A scale of each column. Raises: `ValueError`."""
+        """Check the scale of each column. Raises: `ValueError`."""
         from .preprocess import StandardScore
         _require(self.scales_.keys() == self.of_.keys(), "scales of numbers")
         for c, (logarithm, score) in self.scales_.items():
@@ -337,7 +337,7 @@ class Labels(Part):
     """The answers become `label` (B,) float32, or (B, T) where the schema names several; a frame without them
     gives none."""
     def __init__(self,
-        weights: tuple = (), # Of each task's loss in the sum; () counts every task once
+        weights: tuple = (), # Weight of each task's loss in the sum; () weighs all tasks alike
     ):
         self.weights = tuple(weights)
 
@@ -369,7 +369,7 @@ class Labels(Part):
         return {"label": _label_tensor(frame, context.schema)}, {}
 
     def check(self):
-        """Names of labels. Raises: `ValueError`."""
+        """Check the names of the labels. Raises: `ValueError`."""
         _require(self.names_ and all(isinstance(name, str) for name in self.names_), "names of labels")
 
 
@@ -402,8 +402,8 @@ def history_features(
     clicked: np.ndarray, # (R, S, V) how often it was clicked
     rate: np.ndarray, # (S,) click rate of each scenario
 ) -> tuple[np.ndarray, np.ndarray]: # table (R, S, 2V + S) float32 and present (R, S) bool
-    """What the sums of R moments become in a batch; the last S numbers say whose history it is, for one
-    extractor reads them all."""
+    """What the sums of R moments become in a batch; the last S numbers say which scenario's history it
+    is, since one extractor reads them all."""
     from .preprocess import residual_clicks
     R, S, V = shown.shape
     table = np.empty((R, S, 2*V + S), dtype=np.float32)
@@ -422,8 +422,8 @@ class Histories(Part):
     reads_log = True
 
     def __init__(self,
-        words: int = 50, # Values of a history column that are counted apart, the commonest; others: all items
-        min_count: int = 1, # Values seen less often among the training rows are not counted apart either
+        words: int = 50, # Most common values of a history column, counted one by one; others: all items
+        min_count: int = 1, # Values seen less often among the training rows are not counted one by one
     ):
         self.words, self.min_count = whole_number("words", words), whole_number("min_count", min_count)
 
@@ -460,12 +460,12 @@ class Histories(Part):
         frame: pd.DataFrame, # Rows to make ready
         context: Context, # Where columns and the log are looked up
     ) -> tuple[dict, dict]: # history_row (B,); history_table (R, S, H) and present_table (R, S)
-        """Count, strictly before each row."""
+        """Count what happened strictly before each row."""
         log, (scenario, label, values) = context.log, self.events(context)
         code, ids = pd.factorize(frame[context.schema.user])
         user, moment, row = _moments(code, seconds(frame, context.schema.time))
         at, whose = log.rows(ids) # in the order of the users' first rows
-        known = scenario[at] >= 0 # an event in an unknown scenario is nobody's history
+        known = scenario[at] >= 0 # an event in an unknown scenario belongs to nobody's history
         at, whose = at[known], whose[known]
         events = whose, log.time[at], scenario[at], label[at], values[at]
         S, V = len(self.scenarios_), self.n_values
@@ -490,7 +490,7 @@ class Histories(Part):
     def events(self,
         context: Context, # With the log
     ) -> tuple: # Of each event: scenario (N,), -1 for unknown; label (N,); values (N, C), -1: not counted
-        """What is counted; computed once for a log."""
+        """What is counted; computed once per log."""
         return context.log.kept(self, lambda: self._events(context))
 
     def _events(self, context):
@@ -506,7 +506,7 @@ class Histories(Part):
         return scenario, label, np.stack([*columns, np.full(len(log), start)], 1) # the last one: all items
 
     def check(self):
-        """Words and click rates. Raises: `ValueError`."""
+        """Check words and click rates. Raises: `ValueError`."""
         _require(_all_vocabularies(self.words_), "words of histories")
         rate = np.array(self.rate_, dtype=float)
         if rate.shape != (len(self.scenarios_),) or not ((rate >= 0) & (rate <= 1)).all():
@@ -541,14 +541,14 @@ class Vectors(Part):
     """One vector per item, such as that of its title or picture, stored once: rows point into the table
     `name` (n + 1, width).
 
-    Brings `item_row` (B,) int64 and the table; its row 0, for unknown items, is zero, and so is that of an
+    Adds `item_row` (B,) int64 and the table; its row 0, for unknown items, is zero, and so is that of an
     item without a vector.
 
     Raises: `ValueError` for a matrix that does not fit the ids or holds nan or infinity, or an id that
     appears twice.
     """
     def __init__(self,
-        name: str, # Of the feature and its table, such as title
+        name: str, # Name of the feature and its table, such as title
         ids: pd.Series, # (m,) item ids; lists and arrays too
         matrix: np.ndarray, # (m, width) numbers, one row per id
     ):
@@ -572,14 +572,14 @@ class Vectors(Part):
         if not (self.rows_ >= 0).any():
             raise ValueError(
                 f"Vectors {self.name!r}: none of its ids is among the items, such as "
-                f"{context.items[key].tolist()[:1]}; are they of the same kind?")
+                f"{context.items[key].tolist()[:1]}; are they of the same type?")
         return self
 
     def transform(self,
         frame: pd.DataFrame, # Rows to make ready
         context: Context, # With the items
     ) -> tuple[dict, dict]: # item_row (B,); the table, the same one for every batch
-        """Point at the vectors. Raises: `ValueError` if they are not those of the items."""
+        """Point each row at its item's vector. Raises: `ValueError` if the items have changed since fit."""
         if len(self.rows_) != len(context.items):
             raise ValueError(
                 f"Vectors {self.name!r}: {len(self.rows_)} vectors for {len(context.items)} items; fit again")
@@ -589,26 +589,26 @@ class Vectors(Part):
         return {"item_row": item_rows(context, frame[context.schema.item])}, {self.name: self._table}
 
     def check(self):
-        """A row of the matrix for each item. Raises: `ValueError`."""
+        """Check each item's row of the matrix. Raises: `ValueError`."""
         x = self.rows_
         ok = isinstance(x, np.ndarray) and x.ndim == 1 and x.dtype == np.int64
         _require(ok and (not len(x) or -1 <= x.min() <= x.max() < len(self.ids)), f"rows of {self.name!r}")
 
 
 class Sequences(Part):
-    """The events before each row, in their order: the sorted log is stored once, a row knows where its user's
-    past begins and ends.
+    """The events before each row, in their order: the sorted log is stored once, and a row knows where its
+    user's past begins and ends.
 
-    Brings `seq_start`, `seq_stop` and `seq_time` (B,) int64, seconds; and tables with an entry per event of
+    Adds `seq_start`, `seq_stop` and `seq_time` (B,) int64, seconds; and tables with an entry per event of
     the log: `event_item` (0 for unknown), `event_scenario` (S for one the model does not know), `event_label`
     float32 and `event_time` int64, seconds. Row b's past is `event_item[seq_start[b]:seq_stop[b]]`: strictly
-    earlier, the latest last. Also `item_row`, as `Vectors`.
+    earlier, the latest last. Also `item_row`, as `Vectors` does.
     """
     reads_log = True
 
     def __init__(self,
-        length: int = 50, # Events of a past at most, the latest
-        name: str = "events", # Of the feature
+        length: int = 50, # At most this many events of a past, the latest
+        name: str = "events", # Name of the feature
     ):
         self.length, self.name = whole_number("length", length), name
 
@@ -625,7 +625,7 @@ class Sequences(Part):
         log, schema = context.log, context.schema
         time, user = seconds(frame, schema.time), log.code(frame[schema.user])
         events, moments = sort_keys(log.user, log.time, np.maximum(user, 0), time)
-        # the first event of the user that is not strictly earlier; nobody knows a user of code -1
+        # the first event of the user that is not strictly earlier; a user of code -1 is unknown
         stop = np.where(user < 0, 0, np.searchsorted(events, moments, side="left"))
         start = np.maximum(np.where(user < 0, 0, log.start[user]), stop - min(self.length, len(log)))
         rows = dict(item_row=item_rows(context, frame[schema.item]), seq_start=torch.from_numpy(start),
@@ -644,7 +644,7 @@ def _events(context): # The log as tensors, in its order
 # The preprocessor
 
 _FORMAT = 4
-_FEW = 10 # New items that may come alone; more of them, and not one that is known, are a mistake
+_FEW = 10 # So few items may all be new; if more are, and none is known, that is a mistake
 
 def _checked_parts(parts): # Copies, so that fitting one preprocessor leaves another alone
     parts = tuple(copy.deepcopy(part) for part in parts)
@@ -655,13 +655,13 @@ def _checked_parts(parts): # Copies, so that fitting one preprocessor leaves ano
     return parts
 
 
-def _check_ids(frame, table, key, what, least=1): # Ids of which none is known are written in another way
+def _check_ids(frame, table, key, what, least=1): # If no id is known, ids are probably written differently
     ids = frame[key].dropna().unique()
     if len(ids) >= least and not (positions(table[key], ids, key) >= 0).any():
         known = repr(table[key].tolist()[0]) if len(table) else "nothing"
         raise ValueError(
             f"{what}: none of the {len(ids):,} ids in column {key!r}, such as {ids[:1].tolist()[0]!r}, is "
-            f"known; a known one is {known}: are they written in another way?")
+            f"known; a known one is {known}: are they written differently?")
 
 
 def _training(train, users, items, schema, order): # Sorted by time; and the context to learn in
@@ -678,11 +678,11 @@ def _training(train, users, items, schema, order): # Sorted by time; and the con
     return train, Context(schema, scenarios, users, items)
 
 
-def _add(batch, new): # What one more part brings
+def _add(batch, new): # What one more part adds
     for name, x in new.items():
         if name == "dense" and name in batch: x = torch.cat([batch[name], x], 1)
         elif name in batch and not torch.equal(batch[name], x):
-            raise ValueError(f"two parts bring {name!r}; give one of them another name")
+            raise ValueError(f"two parts add {name!r}; give one of them another name")
         batch[name] = x
 
 
@@ -693,14 +693,14 @@ class Preprocessor:
     After `fit` it has `scenarios_`, `items_` (the table of items) and `last_` (second of the last training
     row), and its parts are fitted.
 
-    Raises: `ValueError` for something that is not a part, or two parts of one kind that would bring the same
+    Raises: `ValueError` for something that is not a part, or two parts of one kind that would add the same
     thing.
     """
-    # Of the Spec: fields of the query, order of the scenarios; a subclass may choose
+    # For the Spec: fields of the query, order of the scenarios; a subclass may choose
     query = scenario_order = ()
 
     def __init__(self,
-        schema: Schema = Schema(), # Which column is what
+        schema: Schema = Schema(), # Which column means what
         parts: tuple | None = None, # Parts, copied; None: Categories(), Numbers(), Labels(), Histories()
     ):
         if parts is None: parts = Categories(), Numbers(), Labels(), Histories()
@@ -728,7 +728,8 @@ class Preprocessor:
         users: pd.DataFrame | None = None, # One row per user; None takes the last row of each in train
         items: pd.DataFrame | None = None, # One row per item; None takes the last row of each in train
     ) -> "Preprocessor": # Itself
-        """Learn. Raises: `ValueError` naming the column that is missing, of the wrong kind, or not unique."""
+        """Fit all parts. Raises: `ValueError` naming the column that is missing, of the wrong kind, or not
+        unique."""
         train, context = _training(train, users, items, self.schema, self.scenario_order)
         new = copy.copy(self) # if a part refuses the rows, what was fitted before stays whole
         new.parts = _checked_parts(self.parts)
@@ -742,9 +743,9 @@ class Preprocessor:
     def transform(self,
         frame: pd.DataFrame, # Rows to make ready
         log: EventLog | pd.DataFrame | None = None, # What may be somebody's past; None: the rows themselves
-    ) -> Batch: # One row per row; only what happened strictly before a row is in its past
+    ) -> Batch: # One entry per row; only what happened strictly before a row is in its past
         """Make a batch. Raises: `ValueError` before fit, naming a column or scenario that is missing or
-        unknown, or where the log is needed."""
+        unknown, or if the log is needed."""
         fitted(self.spec, type(self).__name__)
         schema = self.schema
         check_columns(frame.reset_index(drop=True), [c for c in schema.required if c not in schema.labels],
@@ -763,31 +764,31 @@ class Preprocessor:
         if (code < 0).any():
             row = int((code < 0).argmax())
             known = ", ".join(map(str, self.scenarios_))
-            raise ValueError(f"transform: row {row} has scenario {column.iloc[row]!r}; known are {known}: "
-                             "drop those rows, or fit on rows that hold it")
+            raise ValueError(f"transform: row {row} has scenario {column.iloc[row]!r}, which is unknown; "
+                             f"the known ones are {known}: drop such rows, or fit on rows that include it")
         return code
 
-    def _event_log(self, frame, log): # An EventLog, whatever was given
+    def _event_log(self, frame, log): # An EventLog, whatever was passed
         schema, columns = self.schema, ", ".join(self.schema.required)
         if isinstance(log, EventLog) and log.schema.required == schema.required: return log
         if isinstance(log, EventLog):
             raise ValueError(
-                f"transform: the log was made for the columns {', '.join(log.schema.required)}, these rows "
-                f"have {columns}: pass EventLog(events, users, prep.schema)")
+                f"transform: the log was made for the columns {', '.join(log.schema.required)}, but these "
+                f"rows have {columns}: pass EventLog(events, users, prep.schema)")
         if log is not None: return EventLog(log, None, schema)
         needed, labelled = any(part.reads_log for part in self.parts), set(schema.labels) <= set(frame)
         if needed and not labelled:
             raise ValueError(
-                "transform: these rows have no label, so they are nobody's past, and no log was given: pass "
-                "log= with what has happened")
+                "transform: these rows have no label, so they cannot serve as a past, and no log was given: "
+                "pass log= with what has happened so far")
         if needed and len(frame) and seconds(frame, schema.time).min() > self.last_:
             raise ValueError(
                 "transform: these rows are later than all training rows and no log was given, so their "
-                "histories would begin empty: pass log= with all that happened before")
+                "histories would start empty: pass log= with all that happened before")
         if not labelled: frame = frame.iloc[:0].assign(**{c: 0. for c in schema.labels})
         return EventLog(frame, None, schema)
 
-    def _spec(self, checksum): # What the parts bring, and whose batches these are
+    def _spec(self, checksum): # What the parts add, and the checksum of the preprocessor
         features, tasks = (sum((getattr(p, name) for p in self.parts), ()) for name in ("features", "tasks"))
         return Spec(self.scenarios_, features, tasks or (Task(),), self.query, checksum)
 
@@ -803,19 +804,19 @@ class Preprocessor:
                     scenarios=self.scenarios_, last=self.last_, parts=parts, items=items), tensors
 
     def save(self,
-        folder: str | Path, # Made if it is not there; preprocess.json and .safetensors are written into it
-    ) -> str: # The record's checksum, which the specs that it made carry
-        """Write what was learned, and the items. Raises: `ValueError` before fit, or naming a column of
-        another kind."""
+        folder: str | Path, # Created if needed; preprocess.json and .safetensors are written into it
+    ) -> str: # The record's checksum, which its specs carry
+        """Save what was learned, and the items. Raises: `ValueError` before fit, or naming a column that
+        holds anything but numbers or text."""
         fitted(self.spec, type(self).__name__)
         return write_record(folder, "preprocess", *self._record())
 
     @classmethod
     def load(cls,
-        folder: str | Path, # That save wrote into
+        folder: str | Path, # The folder that save wrote into
     ) -> "Preprocessor": # Fitted, equal to the one saved
-        """Read it back. Raises: `FileNotFoundError`, or `ValueError` naming the file that is damaged, or the
-        part that is not defined here."""
+        """Read a preprocessor back. Raises: `FileNotFoundError`, `ValueError` naming the damaged file, or
+        `ImportError` naming a part that has not been imported."""
         about, tensors = read_record(folder, "preprocess", "Preprocessor.save", _FORMAT)
         path, kind = Path(folder)/"preprocess.json", str(about.get("kind"))[:50]
         if kind != cls.__name__: raise ValueError(f"{path} was written by a {kind}: read it with {kind}.load")

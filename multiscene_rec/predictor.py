@@ -109,12 +109,12 @@ def bce_with_logits(
 
     Formula: (6.8) `mean(y·softplus(−ℓ) + (1 − y)·softplus(ℓ))`.
 
-    Raises: `ValueError` if the shapes differ (they would broadcast without a word) or there is no row.
+    Raises: `ValueError` if the shapes differ (they would broadcast silently) or there is no row.
     """
     if logits.shape != label.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)} and label {tuple(label.shape)} must have the same shape")
-    if not logits.numel(): raise ValueError("a mean over no rows: logits and label are empty")
+    if not logits.numel(): raise ValueError("logits and label are empty: there is no row to average")
     ell = logits if logits.dtype == torch.float64 else logits.float()
     y = label.to(ell.dtype)
     if_click, if_none = softplus((-ell).masked_fill(y == 0, 0)), softplus(ell.masked_fill(y == 1, 0))
@@ -125,7 +125,7 @@ def squared_error_grad(
     logits: torch.Tensor, # (n,) float: log-odds
     label: torch.Tensor, # (n,) float in [0, 1]
 ) -> torch.Tensor: # (n,) gradient of the mean squared error with respect to each logit
-    """Gradient of the mean of `(σ(ℓ) − y)²`; the slope of the sigmoid stays in it and mutes sure mistakes.
+    """Gradient of the mean of `(σ(ℓ) − y)²`; the sigmoid's slope stays in it and mutes confident mistakes.
 
     Formula: (6.9) `2(σ(ℓ) − y)·σ(ℓ)(1 − σ(ℓ))/n`.
     """
@@ -204,7 +204,7 @@ def plot_calibration(
     name: str | None = None, # Name of the model in the legend
     **style, # Passed on to errorbar, e.g. color, marker, ls
 ): # The axes
-    """Click rate against mean prediction per bin, with bars of two noise; the diagonal is a kept promise."""
+    """Click rate against mean prediction per bin, with bars of two noise; the diagonal is calibrated."""
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(5, 3), dpi=90)
     table = calibration_table(label, prob, bins).dropna()
@@ -222,7 +222,7 @@ def _positions(values, known, column, place):
     if len(unknown):
         row = unknown[0]
         raise ValueError(f"column {column!r}, row {row}: {values.iloc[row]!r} is not in {place}; "
-                         "drop such rows or take the mall they came from")
+                         "drop such rows or use the mall they came from")
     return at
 
 # %% ../nbs/06_predictor.ipynb #f0d91e64
@@ -287,7 +287,7 @@ def posterior_precision(
 
 # %% ../nbs/06_predictor.ipynb #9c37329d
 def newton_step(
-    theta: torch.Tensor, # (..., D) float: where we stand
+    theta: torch.Tensor, # (..., D) float: the current tastes
     X: torch.Tensor, # (..., n, D) design rows of the past
     y: torch.Tensor, # (..., n) labels of the past
     offset: torch.Tensor, # (..., n) log-odds added to each row
@@ -323,7 +323,7 @@ def laplace_posterior(
 
     Formula: (6.18) mode where `∇J = 0`, covariance `P⁻¹`.
 
-    Raises: `ValueError` if the shapes do not belong together.
+    Raises: `ValueError` if the shapes do not fit together.
     """
     if X.shape[:-1] != y.shape or y.shape != offset.shape or prior_mean.shape != (*X.shape[:-2], X.shape[-1]):
         raise ValueError(f"X (..., n, D), y (..., n), offset (..., n), prior_mean (..., D) do not fit: "
@@ -386,7 +386,7 @@ def _groups(user, start, end, width, budget=400_000):
 # %% ../nbs/06_predictor.ipynb #d263e74c
 def observable_ceiling(
     mall, # A Mall (data.toy_mall); all of mall.events counts as the past where it is earlier
-    events: pd.DataFrame, # n rows with user_id, item_id, scenario, timestamp; labels are not looked at
+    events: pd.DataFrame, # n rows with user_id, item_id, scenario, timestamp; labels are ignored
 ) -> np.ndarray: # (n,) float64: probability of a click given the log before each row
     """The best prediction that the log allows: the mall is known, tastes are inferred from strictly earlier
     events.

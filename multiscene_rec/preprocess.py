@@ -24,7 +24,7 @@ def score_rules(
     report: CleanReport, # What clean did
     dirt: pd.DataFrame, # The truth: columns row (label before cleaning) and kind (rule that should hit it)
 ) -> pd.DataFrame: # One row per kind: kind, dirty, hit (rows), precision, recall (0 to 1; nan: undefined)
-    """How right each rule was, where the truth is known. Formula: (3.1).
+    """How accurate each rule was, judged by the truth. Formula: (3.1).
 
     Raises: `ValueError` if `dirt` lacks a column.
     """
@@ -43,14 +43,14 @@ class MinMax:
 
     Formula: (3.2) `transform`, (3.3) `inverse`; a constant column becomes 0.
     """
-    clip: bool = False # True presses later values beyond lo_ and hi_ to 0 and 1
+    clip: bool = False # True clips later values outside lo_ to hi_ to 0 and 1
     lo_: float | None = None # Smallest fitted value, in the column's unit; None before fit
     hi_: float | None = None # Largest fitted value, in the column's unit; None before fit
 
     def fit(self,
         x: np.ndarray, # (n,) numbers of the training rows; nan is left out
     ) -> "MinMax": # Itself
-        "Learn lo_ and hi_. Raises: `ValueError` without a value, with an infinite one or with words."
+        "Learn lo_ and hi_. Raises: `ValueError` if there is no value, an infinite one, or words."
         x = known_numbers(x, "MinMax")
         self.lo_, self.hi_ = x.min().item(), x.max().item()
         return self
@@ -83,7 +83,7 @@ class StandardScore:
     def fit(self,
         x: np.ndarray, # (n,) numbers of the training rows; nan is left out
     ) -> "StandardScore": # Itself
-        "Learn mean_ and std_. Raises: `ValueError` without a value, with an infinite one or with words."
+        "Learn mean_ and std_. Raises: `ValueError` if there is no value, an infinite one, or words."
         x = known_numbers(x, "StandardScore")
         constant = x.min() == x.max() # then rounding in the mean must not pass for spread
         self.mean_, self.std_ = (x[0].item(), 0.0) if constant else (x.mean().item(), x.std().item())
@@ -126,7 +126,7 @@ def skewness(
 ) -> float: # Unitless; 0 for a symmetric or constant column, large for a long tail to the right
     """How lopsided a column is.
 
-    Formula: (3.7). Raises: `ValueError` without a value, with an infinite one or with words.
+    Formula: (3.7). Raises: `ValueError` if there is no value, an infinite one, or words.
     """
     x = known_numbers(x, "skewness")
     return float((StandardScore().fit(x).transform(x)**3).mean())
@@ -134,7 +134,7 @@ def skewness(
 # %% ../nbs/03_preprocess.ipynb #defb5a54
 @dataclass
 class Vocabulary:
-    """Number the words of a column: 0 is unknown, 1 the commonest word; equally common ones are sorted.
+    """Number the words of a column: 0 is unknown, 1 the most common word; equally common ones are sorted.
 
     Raises: `ValueError` if `min_count` is below 1.
     """
@@ -171,12 +171,12 @@ class Vocabulary:
         """Ids to words. Raises: `ValueError` for an id that does not exist."""
         ids = np.array(ids, dtype=np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
-            raise ValueError(f"ids go from 0 to {len(self) - 1}, got {ids.min()} to {ids.max()}")
+            raise ValueError(f"ids must lie between 0 and {len(self) - 1}, got {ids.min()} to {ids.max()}")
         return [self.words_[i - 1] if i else None for i in ids.tolist()]
 
 # %% ../nbs/03_preprocess.ipynb #12255328
 def time_split(
-    log: pd.DataFrame, # Events, one a row
+    log: pd.DataFrame, # One event per row
     schema: Schema = Schema(), # Its time column is used
     fractions: tuple = (.8, .08, .12), # Shares of the rows, oldest part first; they sum to 1
 ) -> tuple[pd.DataFrame, ...]: # One frame per fraction, sorted by time; no moment is in two of them
@@ -201,7 +201,7 @@ def group_split(
     log: pd.DataFrame, # Rows
     group: str | list, # Column, or columns that together name the group; a missing value is a value too
     fractions: tuple = (.7, .1, .2), # Shares of the groups; they sum to 1
-    seed: int = 0, # Which groups go where
+    seed: int = 0, # Seed of which groups go where
 ) -> tuple[pd.DataFrame, ...]: # One frame per fraction, rows in their old order; no group is in two of them
     """Send every group, whole, to one part at random; the order of the rows does not matter.
 

@@ -41,12 +41,12 @@ def top_k(
 
 # %% ../nbs/10_rank.ipynb #b30d0c3b
 def mmr(
-    score: np.ndarray, # (n,) array or tensor: interest, best in 0 to 1
-    vectors: np.ndarray, # (n, m) array or tensor: what each item is like, by direction; 0 is like nothing
+    score: np.ndarray, # (n,) array or tensor: interest, ideally 0 to 1
+    vectors: np.ndarray, # (n, m) array or tensor: what each item is like, by direction; 0 resembles nothing
     k: int, # How many, 1 or more
-    diversity: float, # 0 only interest, 1 only novelty
+    diversity: float, # 0: only interest, 1: only novelty
 ) -> np.ndarray: # (min(k, n),) int64: positions in the order they were picked
-    """Pick one item after the other: interesting, and unlike what is already on the list. Time O(n k m).
+    """Pick one item after another: interesting, and unlike what is already on the list. Time O(n k m).
 
     Formula: (10.2) `argmax_i (1 − λ) score_i − λ max_{j picked} cos(v_i, v_j)`; ties by score, then position.
 
@@ -71,10 +71,10 @@ def mmr(
 
 # %% ../nbs/10_rank.ipynb #856258ed
 def list_value(
-    score: np.ndarray, # (n,) array or tensor: interest, best in 0 to 1
+    score: np.ndarray, # (n,) array or tensor: interest, ideally 0 to 1
     vectors: np.ndarray, # (n, m) array or tensor: what each item is like
     pick: np.ndarray, # (k,) positions in the order of the list
-    diversity: float, # 0 only interest, 1 only novelty
+    diversity: float, # 0: only interest, 1: only novelty
 ) -> float: # Sum of the gains; with diversity 0 the sum of the scores
     """What a whole list is worth, interest and novelty weighed as in `mmr`.
 
@@ -94,7 +94,7 @@ def list_value(
 def overlap(
     lists: Mapping, # Name: ids of one list, in any order
 ) -> pd.DataFrame: # (lists, lists), 0 to 1, unitless
-    """How much each two lists have in common, whatever the order: what both hold over what either holds.
+    """How much any two lists have in common, whatever the order: what both hold over what either holds.
 
     Formula: (10.4) `|A ∩ B| / |A ∪ B|`.
 
@@ -141,7 +141,7 @@ def true_ndcg(
     best = top_k(prob, len(pick))
     discount = 1/np.log2(np.arange(2, len(pick) + 2))
     if not prob[best].any():
-        raise ValueError("true_ndcg: all probabilities are 0, no list is better than another")
+        raise ValueError("true_ndcg: all probabilities are 0, so no list is better than another")
     return float((prob[pick] @ discount)/(prob[best] @ discount))
 
 # %% ../nbs/10_rank.ipynb #64223307
@@ -151,7 +151,7 @@ def item_weights(
     h: torch.Tensor, # (U, S, d) float: each user's scenarios
     present: torch.Tensor, # (U, S) bool: True where the user has a history
 ) -> torch.Tensor: # (U, n, S): weights; they sum to 1 over the scenarios present, and are 0 where none is
-    """Attention of many items on the scenarios of a few users, from parts that were made before.
+    """Attention of many items on the scenarios of a few users, from precomputed parts.
 
     Formula: (10.8) `α = softmax over present of (a_i + c_t) · h_s / √d`.
 
@@ -168,7 +168,7 @@ def item_weights(
 def column_owners(
     model: InterestModel, # Its first layers' columns are labelled; all heads have the same
 ) -> np.ndarray: # (d_in,) of "item", "user", "z" and "interaction"
-    """Who knows what each column of a head's first layer reads, in the order of (8.4)."""
+    """What each column of a head's first layer depends on, in the order of (8.4)."""
     spec, e = model.spec, model.d_embed
     d = 0 if model.fusion == "none" else model.widths[-1]
     own = {f.name for f in spec.features if f.of == "item"}
@@ -179,7 +179,7 @@ def column_owners(
 # %% ../nbs/10_rank.ipynb #0c2fc161
 def first_layer(
     item: torch.Tensor, # (n, units) float: W_I x_i, kept for all items
-    user: torch.Tensor, # (U, units) float: W_U x_ut + b₁, once a list
+    user: torch.Tensor, # (U, units) float: W_U x_ut + b₁, once per list
     alpha: torch.Tensor, # (U, n, S) float: weights of (10.8); S is 0 for a fusion without attention
     mixed: torch.Tensor, # (U, S, d) float: the vectors m_s that the weights mix
     constant: torch.Tensor, # (U, d) float: r, the part of z that no weight touches
@@ -187,7 +187,7 @@ def first_layer(
     W_z: torch.Tensor, # (units, d) float: the columns of W₁ that read z
     W_m: torch.Tensor, # (units, d) float: the columns of W₁ that read the interaction
 ) -> torch.Tensor: # (U, n, units): what the head's first ReLU receives
-    """The first layer of a head for many items and a few users, from parts that were made before.
+    """The first layer of a head for many items and a few users, from precomputed parts.
 
     Formula: (10.7) `W_I x_i + (W_U x_ut + b₁) + W_z z + W_m (z ∘ w_i)` with `z = r + Σ_s α_s m_s`.
     """

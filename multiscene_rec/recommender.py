@@ -1,5 +1,5 @@
-"""What all models share: a registry of names, checks, files, and vectors of items. Written by hand; it
-teaches nothing. Notebook 08 explains what a model is and imports it from here.
+"""What all models share: a registry of names, checks, files, and vectors of items. Hand-written; not part of
+a lesson. Notebook 08 explains what a model is and imports it from here.
 """
 import importlib
 import inspect
@@ -85,7 +85,7 @@ def known_arguments(
 
 def build(
     name: str, # One of model_names()
-    spec: Spec, # What there is in the data
+    spec: Spec, # What the data holds
     **params, # Arguments of the model
 ) -> nn.Module: # A fresh Recommender
     """Build a model by name.
@@ -97,7 +97,7 @@ def build(
     return kind(spec, **params)
 
 
-_LOSS = [] # The function that Recommender.default_loss was given last
+_LOSS = [] # The function last passed to Recommender.default_loss
 
 
 # The base class
@@ -122,7 +122,7 @@ class Recommender(nn.Module):
         _register(cls, cls.name)
 
     def __init__(self,
-        spec: Spec, # What there is in the data, from Preprocessor.spec
+        spec: Spec, # What the data holds, from Preprocessor.spec
     ):
         super().__init__()
         if not isinstance(spec, Spec):
@@ -140,15 +140,15 @@ class Recommender(nn.Module):
         return get_params(self, skip=("spec",))
 
     def loss(self, batch: Batch) -> torch.Tensor: # Scalar, nats per row
-        """What training makes small: the mean binary cross-entropy, summed over the tasks. Formula: (8.9)."""
+        """What training minimises: the mean binary cross-entropy, summed over the tasks. Formula: (8.9)."""
         if not _LOSS: importlib.import_module("multiscene_rec.model")
         return _LOSS[0](self(batch), batch.label, self.spec.tasks)
 
     @staticmethod
     def default_loss(
-        function, # Of logits, labels and tasks
+        function, # Function of logits, labels and tasks
     ): # The same function
-        """Make a function the loss of every model that defines none; notebook 08 calls it."""
+        """Make a function the loss of every model without one of its own; notebook 08 calls it."""
         _LOSS[:] = [function]
         return function
 
@@ -161,7 +161,7 @@ class Recommender(nn.Module):
 
     @classmethod
     def parts(cls,
-        schema, # Which column is what
+        schema, # Which column means what
         items, # The table of items
     ) -> tuple | None: # Parts of a preprocessor; None for the usual four
         """What the preprocessor of this model is made of; the command asks for it."""
@@ -184,7 +184,7 @@ class Recommender(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Recommender": # The same model, on the CPU, in evaluation mode
-        """Build a saved model again.
+        """Load a saved model.
 
         Raises: `FileNotFoundError`; `ValueError` for a damaged file; `ImportError` for a model whose class is
         not defined here.
@@ -195,6 +195,7 @@ class Recommender(nn.Module):
         with damage_named(path, "Recommender.save"):
             name, defined, spec = record["model"], record["defined"], spec_from(record["spec"])
             params = {key: _from_plain(value) for key, value in record["params"].items()}
+            needs = [str(module) for module in record.get("needs", ())]
         if name not in model_names(): raise _not_defined(path, name, defined)
         kind = model_class(name)
         if not issubclass(kind, cls):
@@ -203,7 +204,7 @@ class Recommender(nn.Module):
         check_finite(weights, folder/"model.safetensors")
         try: return build_from(folder/"model", lambda: kind(spec, **params), weights).eval()
         except ValueError as e:
-            missing = [module for module in record.get("needs", ()) if module not in sys.modules]
+            missing = [module for module in needs if module not in sys.modules]
             if not missing: raise
             raise ImportError(f"{path} holds a model of class {kind.__name__} with parts that {missing[0]} "
                               f"defines: import {missing[0]} first, then load again") from e
@@ -272,7 +273,7 @@ def spec_from(
 
 def content_vectors(
     batch: Batch, # B rows
-    spec: Spec, # What they hold
+    spec: Spec, # What the batch holds
 ) -> torch.Tensor: # (B, m) float32; cosines count equal words, near numbers and similar vectors
     """What a batch holds about its items: their vectors, their numbers, and per category a random direction
     for each word.

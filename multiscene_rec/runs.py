@@ -1,5 +1,5 @@
-"""A run of the command: read a log, train, evaluate, keep everything in one folder, use it later. Written by
-hand; it teaches nothing.
+"""A run of the command: read a log, train, evaluate, keep everything in one folder, use it later.
+Hand-written; not part of a lesson.
 
 The folder of a run: `model/` and `preprocess/` can be shipped; `log/` holds users' data and is a record of
 its own; `run.json` names the checksums of all three, so that parts of two runs are never mixed. The rest is
@@ -114,7 +114,7 @@ def as_json(value): # Text of plain data; NaN, which JSON does not have, becomes
 def picture(
     figure, # A matplotlib figure; it is closed
 ) -> bytes: # Of a png file
-    """Draw a figure."""
+    """Render a figure."""
     import matplotlib.pyplot as plt
     buffer = io.BytesIO()
     try: figure.savefig(buffer, format="png", dpi=120)
@@ -123,12 +123,12 @@ def picture(
 
 def pictures(
     log, # A TrainingLog
-    maps: dict | None, # Title: frame of attention_map; None where the model explains no weights
-    title: str = "", # Of the curve
+    maps: dict | None, # Title: frame of attention_map; None if the model gives no weights
+    title: str = "", # Title of the curve
 ) -> dict: # Name of the file: its bytes
     """The losses of each epoch, and the weights of the histories."""
     with warnings.catch_warnings():
-        # a letter that the font lacks, a name too long for its space: nothing that the user can mend
+        # a missing glyph, or a name too long for its space, is nothing that the user can mend
         warnings.simplefilter("ignore", UserWarning)
         axes = log.plot()
         axes.set_title(title)
@@ -216,7 +216,7 @@ def _side_table(path, key, log, option): # A file of users or items, with ids of
         raise ValueError(
             f"{option}: {path}: column {twice[0]!r} appears twice in the header; rename one of the two")
     if key not in table:
-        raise ValueError(f"{option}: {path} lacks column {key!r}; there are: {', '.join(names)}")
+        raise ValueError(f"{option}: {path} has no column {key!r}; the columns are {', '.join(names)}")
     if pd.api.types.is_numeric_dtype(log[key]): # "007" is not 7, as in the log
         text = table[key].astype(object).where(table[key].notna(), "").astype(str).str.strip()
         number = pd.to_numeric(text.where(text.str.fullmatch(r"(0|-?[1-9]\d{0,17})(\.0)?")), errors="coerce")
@@ -230,7 +230,7 @@ def _side_table(path, key, log, option): # A file of users or items, with ids of
     if not log[key].isin(table[key]).any():
         raise ValueError(
             f"{option}: {path}: no id in column {key!r} occurs in the log; the log has "
-            f"{some(log[key].unique(), 2)}, the file {some(table[key].unique(), 2)}")
+            f"{some(log[key].unique(), 2)}, the file has {some(table[key].unique(), 2)}")
     return table
 
 def _read_side(path, key): # As it is in the file; repeated names stay repeated
@@ -253,7 +253,7 @@ def _coverage(log, table, key, option): # A line on the ids that a table of user
     effect = ("can never be recommended" if option == "--items"
               else "count as unknown in every column of that file")
     return [f"{log[key][unknown].nunique():,} of {log[key].nunique():,} ids in column {key!r} are not in the "
-            f"file of {option}: they {effect}"]
+            f"{option} file: they {effect}"]
 
 def _contradictions(log, items, schema): # Items that log and file describe differently
     notes = []
@@ -265,14 +265,14 @@ def _contradictions(log, items, schema): # Items that log and file describe diff
         if differs.any():
             notes.append(
                 f"in {int(differs.sum()):,} of {len(log):,} rows column {c!r} of the log differs from the "
-                "file of --items: training reads the log, lists read the file")
+                "--items file: training reads the log, lists read the file")
     return notes
 
 # (frame, users, items, schema) of a file, or of MovieLens under its name
 def _raw(path, schema, columns, users, items, time_unit):
     if str(path) == "movielens-100k":
         if schema is not None or columns or users or items:
-            raise ValueError("movielens-100k brings its own columns, users and items: leave out the options "
+            raise ValueError("movielens-100k has its own columns, users and items: leave out the options "
                              "that name them")
         films = load_movielens_100k()
         return films.events, films.users, films.items, films.schema
@@ -290,7 +290,7 @@ def open_log(path, schema, price=None, columns=None, users=None, items=None, tim
     schema = _without(schema, drop)
     if price is not None and price not in log:
         raise ValueError(
-            f"--price: the log has no column {price!r}; there are: {', '.join(map(str, log.columns))}")
+            f"--price: the log has no column {price!r}; the columns are {', '.join(map(str, log.columns))}")
     any_range = dict(time_range=None) if any_time or time_unit == "none" else {}
     try: rows, cleaning = clean(log, schema, window=window, price=price, **any_range)
     except ValueError as e: raise ValueError(in_options(e)) from None
@@ -304,11 +304,12 @@ def open_log(path, schema, price=None, columns=None, users=None, items=None, tim
     names = rows[schema.scenario].unique()
     if taken := {"macro", "all"} & set(names):
         raise ValueError(
-            f"a scenario is called {min(taken)!r}, which names a line of the results: rename it in the log")
+            f"a scenario is called {min(taken)!r}, which is the name of a line of the "
+                        "results: rename it in the log")
     if len(names) > MANY_SCENARIOS:
         raise ValueError(
             f"column {schema.scenario!r} names {len(names):,} scenarios ({some(names, 3)}): is it the right "
-            f"column? At most {MANY_SCENARIOS} make sense")
+            f"column? At most {MANY_SCENARIOS} are allowed")
     notes = [*_coverage(rows, users, schema.user, "--users"), *_coverage(rows, items, schema.item, "--items")]
     if items is not None and not items[schema.item].duplicated().any():
         notes += _contradictions(rows, items, schema)
@@ -343,7 +344,7 @@ def measure(
     scenario: np.ndarray, # (n,) names
     user: np.ndarray, # (n,) ids
     base: np.ndarray | None = None, # (n,) probability without a model; None leaves out the column
-    resamples: int = 200, # For the intervals
+    resamples: int = 200, # Number of resamples for the intervals
 ) -> pd.DataFrame: # As metrics.report, with auc_low, auc_high, log_loss_low, log_loss_high, base_log_loss
     """A report with 95 % intervals over users; with one class or one user, AUC and intervals are NaN.
 
@@ -369,8 +370,8 @@ def column_auc(
     value: pd.Series, # (n,) numbers, or words and ids
     label: np.ndarray, # (n,) 0 or 1, both of them
     numeric: bool, # Whether the column is a quantity
-    seed: int = 0, # Of the folds
-) -> float: # 0.5 to 1; one half tells nothing
+    seed: int = 0, # Seed of the folds
+) -> float: # 0.5 to 1; at 0.5 the column tells nothing
     """How well one column alone separates clicks from the rest: a quantity by its order, words by their
     click rate in other rows.
 
@@ -422,10 +423,10 @@ def _warnings(leaks, metrics): # Lines for the screen and for the card
 # Training
 
 def callbacks(
-    patience: int, # Epochs without a lower validation loss
+    patience: int, # Stop after this many epochs without a lower validation loss
     progress: bool, # Whether a bar is drawn
 ) -> tuple: # As for fit
-    """What the command attends to while it trains."""
+    """The callbacks of a training run of the command."""
     return FiniteCheck(), KeepBest(patience), *((Progress(),) if progress else ())
 
 def find_model(
@@ -479,7 +480,7 @@ def _rank(): return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_
 
 def train_log(
     log: str | Path, # A .csv, .csv.gz or .parquet file, or movielens-100k
-    out: str | Path, # Folder for the model and all that belongs to it; made if it is not there
+    out: str | Path, # Folder for the model and all that belongs to it; created if needed
     schema: Schema | None = None, # Which column means what; None: the mall's names, if the log has them
     columns: dict | None = None, # Without a schema: names of the five columns, such as dict(user="who")
     users: str | Path | None = None, # File with one row per user
@@ -492,7 +493,7 @@ def train_log(
     drop: tuple = (), # Features to leave out
     resume: bool = False, # Continue a run that was stopped
     overwrite: bool = False, # Replace what the folder holds
-    seed: int = 0, # Of the weights, the order of the rows and a split by user
+    seed: int = 0, # Seed of the weights, the order of the rows and a split by user
     say=print, # Called with each line of progress
     model: str = "interest", # Name of a model, or package.module:Class
     params: dict | None = None, # Its arguments, such as fusion and heads
@@ -502,10 +503,10 @@ def train_log(
 ) -> pd.DataFrame: # As measure returns it for the test rows; empty in all processes but the first
     """Train on a log and write model, preprocessor, log, metrics, pictures and a model card into a folder.
 
-    The folder is made beside its place and swapped in when it is complete: a failure leaves the old one as
-    it was.
+    The folder is built beside its final place and swapped in when it is complete: a failure leaves the old
+    one as it was.
 
-    Raises: `ValueError`, `FileNotFoundError`, `OSError` for what is wrong with log, options or folder;
+    Raises: `ValueError`, `FileNotFoundError`, `OSError` for a wrong log, option or folder;
     `KeyboardInterrupt` that names the checkpoint.
     """
     training = dict(epochs=10, batch_size=1024, lr=4e-3, precision="fp32", device="auto") | training
@@ -537,7 +538,7 @@ def _stamp(out): # Differs between a run and the one that replaces it
 
 @dataclass
 class _Training:
-    "A training of the command, from the clean log to the folder."
+    "A training run of the command, from the clean log to the folder."
     data: Log
     out: Path
     work: Path
@@ -680,7 +681,7 @@ def _spans(metrics, name): # Each number with its interval
     return [span(*row) for row in metrics[[name, f"{name}_low", f"{name}_high"]].to_numpy()]
 
 def _stopped(out, before): # The message after Ctrl-C
-    if _stamp(out) not in (None, before): return f"stopped when all was done: {out} holds the whole run"
+    if _stamp(out) not in (None, before): return f"stopped after all was done: {out} holds the whole run"
     if not _begun(out).exists():
         return f"stopped before the first epoch was complete: nothing was saved for {out}"
     return (f"stopped; the last complete epoch is kept beside {out}: the same command with --resume "
@@ -704,14 +705,14 @@ def judge(model, prep, rows, batch, rates):
 @dataclass
 class Run:
     """What train_log wrote."""
-    folder: Path # Where
+    folder: Path # Its folder
     model: Recommender # In evaluation mode
     prep: Preprocessor # Fitted
-    log: EventLog | None # Of the training; None where the folder was shipped without it
+    log: EventLog | None # The log of the training; None if the folder was shipped without it
     about: dict # run.json
 
 def load_run(
-    folder: str | Path, # That train_log wrote
+    folder: str | Path, # The folder that train_log wrote
 ) -> Run:
     """Read a run back; its parts must be those it was written with.
 
@@ -790,7 +791,7 @@ def _ids_as_known(run, rows, path):
             odd = rows[c][~rows[c].map(str).str.fullmatch(r"0|-?[1-9]\d{0,17}")]
             where = f", row {odd.index[0] + 1} below the header: {odd.iloc[0]!r}" if len(odd) else ""
             raise ValueError(
-                f"{path}: column {c!r}{where}: the ids of the training are whole numbers, such as "
+                f"{path}: column {c!r}{where}: the training ids are whole numbers, such as "
                 f"{ids.iloc[0]}: write them the same way")
         if now and not was: rows = rows.assign(**{c: rows[c].astype(str)})
     return rows
@@ -807,15 +808,15 @@ def _strangers(run, rows, path): # Lines on ids of which none is known: a sign o
     return notes
 
 def evaluate_log(
-    folder: str | Path, # That train_log wrote
+    folder: str | Path, # The folder that train_log wrote
     log: str | Path, # A file with the columns of the training log, or movielens-100k
     used: bool = False, # Also count rows that the model has learned from
     users: str | Path | None = None, # A newer file with one row per user
-    say=print, # Called with each line of news
+    say=print, # Called with each note
 ) -> pd.DataFrame: # As measure returns it
     """Measure a trained model on a log.
 
-    Raises: `ValueError`, `FileNotFoundError` for what is wrong with folder or log, and if no row is left.
+    Raises: `ValueError`, `FileNotFoundError` for a wrong folder or log, and if no row is left.
     """
     run = load_run(folder)
     schema, cut = run.prep.schema, run.about["split"]
@@ -826,35 +827,35 @@ def evaluate_log(
     elif not used:
         if run.log is None:
             raise ValueError(
-                f"{run.folder} was shipped without its log, so the users that the model was trained with are "
+                f"{run.folder} was shipped without its log, so the users that the model was trained on are "
                 "not known: --used counts all rows")
         rows = rows[~rows[schema.user].isin(run.log.ids)]
     if len(rows) < len(data.rows):
-        say(f"{len(data.rows) - len(rows):,} of {len(data.rows):,} rows left out: the model was trained with "
+        say(f"{len(data.rows) - len(rows):,} of {len(data.rows):,} rows left out: the model was trained on "
             "them (--used counts them)")
     if not len(rows):
         raise ValueError(
             f"no row of {log} is new to the model: give a newer log, or --used to score what it was trained "
-            "with")
+            "on")
     rows, notes = _known(rows, run.prep.scenarios_, schema, "log")
     for note in notes: say(note)
     return judge(run.model, run.prep, rows, run.prep.transform(rows, log=whole), run.about["rates"])
 
 def list_for(
-    folder: str | Path, # That train_log wrote
-    user: str, # Id as text
+    folder: str | Path, # The folder that train_log wrote
+    user: str, # User id as text
     scenario: str, # Where the list will be shown
     log: str | Path | None = None, # A newer log
     users: str | Path | None = None, # A newer file with one row per user
     **options, # As for recommend: k, exclude_seen, diversity, task, context
-) -> tuple[pd.DataFrame, str | None]: # The list, and a line of news or None
-    """The list for one user. Raises: as `load_run` and `recommend`."""
+) -> tuple[pd.DataFrame, str | None]: # The list, and a note or None
+    """The list for one user. Raises: as `load_run` and `recommend` do."""
     run = load_run(folder)
     whole, data = _newer(run, log, users)
     if pd.api.types.is_numeric_dtype(whole.ids):
         try: user = int(user)
         except ValueError:
-            raise ValueError(f"--user: the users of this model are whole numbers, got {user!r}") from None
+            raise ValueError(f"--user: the user ids of this model are whole numbers, got {user!r}") from None
     notes = [] if user in whole.ids else [
         f"user {user!r} is not in the log: this is a list for a newcomer, without a history"]
     if data is not None:

@@ -1,4 +1,4 @@
-"""Which column of a log means what. Written by hand; it teaches nothing."""
+"""Which column of a log means what. Hand-written; not part of a lesson."""
 from dataclasses import dataclass
 
 __all__ = ["Schema"]
@@ -19,8 +19,8 @@ class Schema:
     scenario: str = "scenario" # Column: where it was shown
     time: str = "timestamp" # Column: when; whole seconds
     label: str | tuple[str, ...] = "clicked" # Column: the answer, 0 to 1; or columns, the click first
-    categorical: tuple[str, ...] = ("age_band", "city", "category", "brand") # Columns that name a kind
-    numeric: tuple[str, ...] = ("price", "quality") # Columns of events, users or items that are a quantity
+    categorical: tuple[str, ...] = ("age_band", "city", "category", "brand") # Columns that hold a kind
+    numeric: tuple[str, ...] = ("price", "quality") # Columns of events, users or items that hold a quantity
     item_columns: tuple[str, ...] = _DEFAULT_ITEM_COLUMNS # Those of the two above that describe the item
     history: tuple[str, ...] | None = None # Item columns counted in histories; None: the categorical ones
 
@@ -37,7 +37,7 @@ class Schema:
         if default_items: self._set("item_columns", tuple(c for c in self.item_columns if c in features))
         _check_features(self, features)
 
-    def _set(self, name, value): object.__setattr__(self, name, value) # in a frozen dataclass the only way
+    def _set(self, name, value): object.__setattr__(self, name, value) # The only way in a frozen dataclass
 
     @property
     def labels(self) -> tuple[str, ...]: # T names; the first is what histories count
@@ -57,7 +57,7 @@ def _as_columns(name, value): # A tuple of names, from a tuple or list of names
         raise ValueError(f"Schema.{name}: give a tuple of column names, got {value!r}")
     value = tuple(value)
     if not all(isinstance(v, str) and v for v in value):
-        raise ValueError(f"Schema.{name}: column names are non-empty strings, got {value!r}")
+        raise ValueError(f"Schema.{name}: column names must be non-empty strings, got {value!r}")
     return value
 
 

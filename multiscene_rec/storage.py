@@ -1,9 +1,9 @@
-"""Everything the package keeps on disk: JSON beside safetensors, whole or not at all. Written by hand; it
-teaches nothing.
+"""Everything the package keeps on disk: JSON beside safetensors, whole or not at all. Hand-written; not part
+of a lesson.
 
 A record called `model` is two files: `model.json` describes it, `model.safetensors` holds its numbers.
-Neither can run code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit, or
-a file of another record, is an error that names the file. A new record replaces an old one in one step: its
+Neither can run code. The JSON carries the SHA-256 of the numbers and of itself, so that one flipped bit, or a
+file of another record, is an error that names the file. A new record replaces an old one in one step: its
 numbers are written beside the old ones first, and what counts is the JSON, which is renamed into place.
 """
 import contextlib
@@ -53,15 +53,15 @@ def write_whole(
         os.replace(part, path)
     except OSError as e:
         raise OSError(e.errno,
-                      f"{e.strerror}: free space or name another folder; the file that was there before is "
-                      "untouched", str(path)) from e
+                      f"{e.strerror}: free space or name another folder; the previous file is untouched",
+                      str(path)) from e
     finally:
         with contextlib.suppress(OSError): part.unlink(missing_ok=True)
 
 
 def read_whole(
     path: str | Path, # The file to read
-    writer: str, # Who writes such files, for the error message, such as Recommender.save
+    writer: str, # What writes such files, for the error message, such as Recommender.save
 ) -> bytes: # All of it
     """Read a file of data; a file that could run code is refused unopened.
 
@@ -70,7 +70,7 @@ def read_whole(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
+        raise FileNotFoundError(f"{path} does not exist: give the folder that {writer} wrote")
     with open(path, "rb") as f: head = f.read(16)
     numbers = head[6:9] == b"\0\0{" # safetensors: a length of 8 bytes, far below 2^48, then JSON
     if head[:1] == b"\x80" and head[1:2] <= b"\x05" and not numbers or head[:4] == b"PK\x03\x04":
@@ -106,11 +106,12 @@ def check_finite(
     for name, x in tensors.items():
         if x.is_floating_point() and not x.isfinite().all():
             raise ValueError(
-                f"{what}: tensor {name!r} is not finite, it holds nan or infinity; train again, with a "
+                f"{what}: tensor {name!r} is not finite: it holds nan or infinity; train again with a "
                 "smaller lr")
 
 def _document(about, content): # What the JSON holds: about, the checksum of the numbers, and its own
-    if type(about.get("format")) is not int: raise ValueError("a record's about needs format, a whole number")
+    if type(about.get("format")) is not int:
+        raise ValueError("a record's about needs a whole number as format")
     about = about | dict(sha256=hashlib.sha256(content).hexdigest() if content else "")
     return about | dict(checksum=checksum(about))
 
@@ -126,14 +127,14 @@ def record_checksum(
 def write_record(
     folder: str | Path, # Created if it does not exist
     name: str, # The record's name: name.json and name.safetensors
-    about: dict, # Plain data for JSON, among it format, a whole number
+    about: dict, # Plain data for JSON, including format, a whole number
     tensors: dict, # Name: tensor; if empty, there is no second file
 ) -> str: # The record's checksum
-    """Keep plain data and tensors as one record: whatever interrupts it, the whole old record or the whole
-    new one is there.
+    """Store plain data and tensors as one record; an interruption leaves either the whole old record or the
+    whole new one.
 
-    Raises: `ValueError` for a number in `about` that is not finite, `TypeError` for data that JSON does not
-    know, `OSError` naming the file if the disk is full.
+    Raises: `ValueError` for a number in `about` that is not finite, `TypeError` for data that JSON cannot
+    hold, `OSError` naming the file if the disk is full.
     """
     folder, tensors = Path(folder), _plain(tensors)
     content = to_bytes(tensors) if tensors else b""
@@ -148,7 +149,7 @@ def write_record(
     else: last.unlink(missing_ok=True)
     return document["checksum"]
 
-# If a writer was killed between its two renames, the numbers that count have their first name still
+# If a writer was killed between its two renames, the valid numbers still have their first name
 def _finish(description, first, last):
     if not first.is_file(): return
     try: expected = json.loads(description.read_bytes())["sha256"]
@@ -162,18 +163,19 @@ def _read_about(path, writer, format): # What the JSON holds, if it is of this f
         about = json.loads(content.decode())
         own = checksum(about) if isinstance(about, dict) else None
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is damaged: {e}; copy it again, or save again with {writer}") from None
+        raise ValueError(f"{path} is damaged: {e}; copy it again, or save it again with {writer}") from None
     version = about.get("format") if isinstance(about, dict) else None
     if type(version) is not int or version != format:
         shown = version if type(version) is int and abs(version) < 10**6 else "unknown"
-        raise ValueError(f"{path} has format {shown}, this version reads {format}: save again with {writer}")
+        raise ValueError(
+            f"{path} has format {shown}, but this version reads {format}: save it again with {writer}")
     if about.get("checksum") != own or not isinstance(about.get("sha256"), str):
         raise ValueError(
-            f"{path} is damaged or was edited: its own checksum differs; copy it again, or save again with "
-            f"{writer}")
+            f"{path} is damaged or was edited: it does not match its checksum; copy it again, or save it "
+            f"again with {writer}")
     return about
 
-# The file of numbers that belongs to the JSON; between two renames it has its first name still
+# The file of numbers that belongs to the JSON; between the two renames it still has its first name
 def _numbers_of(folder, name, sha256, writer):
     for path in (folder/f"{name}.safetensors", folder/f"{name}.next.safetensors"):
         if path.is_file():
@@ -181,26 +183,26 @@ def _numbers_of(folder, name, sha256, writer):
             if hashlib.sha256(content).hexdigest() == sha256: return path, content
     path = folder/f"{name}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: give the folder that {writer} wrote")
+        raise FileNotFoundError(f"{path} does not exist: give the folder that {writer} wrote")
     raise ValueError(
-        f"{path} is damaged, or is not the partner of the {name}.json beside it: its checksum differs; copy "
-        f"both again, or save again with {writer}")
+        f"{path} is damaged, or does not belong to the {name}.json beside it: its checksum differs; copy "
+        f"both again, or save them again with {writer}")
 
 
 def read_record(
     folder: str | Path, # The folder that write_record wrote into
     name: str, # The record's name
-    writer: str, # Who writes such records, for the error messages, such as Recommender.save
+    writer: str, # What writes such records, for the error messages, such as Recommender.save
     format: int, # The format that the caller reads
 ) -> tuple[dict, dict]: # The plain data, with its checksum; name: tensor
     """Read a record back; nothing is used before both files have been compared with their checksums.
 
     Raises: `FileNotFoundError` for a file that is missing; `ValueError` naming the file that is damaged,
-    edited, a pickle, of another format, or not the partner of the other.
+    edited, a pickle, of another format, or does not belong to the other.
     """
     folder, tries = Path(folder), {}
     _refuse_pickles(folder, name, writer)
-    while True: # a writer may replace the record between the two reads; damage stays damage
+    while True: # a writer may replace the record between the two reads; real damage stays
         about = _read_about(folder/f"{name}.json", writer, format)
         if not about["sha256"]: return {k: v for k, v in about.items() if k not in ("sha256", "format")}, {}
         tries[about["checksum"]] = tries.get(about["checksum"], 0) + 1
@@ -225,8 +227,8 @@ def _refuse_pickles(folder, name, writer):
 def header(
     path: str | Path, # A safetensors file
 ) -> dict: # Name: shape of each tensor
-    """The shapes in a safetensors file, without reading a number; the header is compared with the file's
-    size.
+    """Read the shapes in a safetensors file, but none of its numbers; the header is checked against the
+    file's size.
 
     Raises: `ValueError` naming the file if it is damaged.
     """
@@ -237,13 +239,13 @@ def header(
 
 def build_from(
     path: str | Path, # The record, folder/name, for the error messages
-    make, # Without arguments: a fresh module as the record describes it
-    tensors: dict, # Name: tensor, as read_record gave them
+    make, # Function without arguments that returns a fresh module as the record describes it
+    tensors: dict, # Name: tensor, as read_record returned them
 ): # The module with these tensors, in their precision
     """Build a module from a record: first on the meta device, where it costs no memory, to compare its
     shapes with the tensors.
 
-    Raises: `ValueError` naming the record if its description is wrong or its tensors are of another module.
+    Raises: `ValueError` naming the record if its description is wrong or its tensors do not fit.
     """
     try:
         try:
@@ -269,13 +271,13 @@ def build_from(
 # A table as tensors
 
 def pack_frame(
-    frame: pd.DataFrame, # Columns of numbers, or of words or other ids
-    name: str, # Of the frame, for the names of its tensors
+    frame: pd.DataFrame, # Columns of numbers or of words
+    name: str, # Name of the frame, used in the names of its tensors
     tensors: dict, # The tensors are added here
 ) -> list: # What unpack_frame needs, as plain data
     """Turn the columns of a frame into tensors: numbers as they are, words as positions in a list of words.
 
-    Raises: `ValueError` naming a column of another kind.
+    Raises: `ValueError` naming a column that holds anything else.
     """
     columns = []
     for k, c in enumerate(frame.columns):
@@ -298,16 +300,16 @@ def pack_frame(
 
 def unpack_frame(
     columns: list, # What pack_frame returned
-    name: str, # Of the frame
+    name: str, # Name of the frame
     tensors: dict, # Name: tensor
 ) -> pd.DataFrame: # The same values; words as Python objects, None where missing
-    """The way back from `pack_frame`. Raises: `ValueError` naming a column that does not fit its tensor."""
+    """Undo `pack_frame`. Raises: `ValueError` naming a column that does not fit its tensor."""
     frame = {}
     for k, c in enumerate(columns):
         x = tensors[f"{name}.{k}"].numpy()
         if c["words"] is not None:
             if len(x) and not -1 <= x.min() <= x.max() < len(c["words"]):
-                raise ValueError(f"column {c['name']!r} of {name} names words that are not there")
+                raise ValueError(f"column {c['name']!r} of {name} points past the end of its list of words")
             x = pd.Series(np.array([*c["words"], None], dtype=object)[x], dtype=object)
         frame[c["name"]] = x
     return pd.DataFrame(frame)
@@ -317,7 +319,7 @@ def write_results(
     path: str | Path, # A csv file, such as course/results/mall.csv
     frame: pd.DataFrame, # The rows of a closing table, plain columns
 ) -> pd.DataFrame: # The same with the columns commit, hardware and date
-    """Keep a closing table as data, with where and when it was computed; the site's pages are made from such
+    """Store a closing table as data, with where and when it was computed; the site's pages are made from such
     files."""
     def output(*command):
         try: done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -336,10 +338,10 @@ def write_results(
 
 @contextlib.contextmanager
 def sole_writer(
-    folder: str | Path, # The folder to hold; created if it does not exist
+    folder: str | Path, # The folder to lock; created if it does not exist
 ):
-    """Hold a folder while a `with` block runs, so that no second run writes into it; what a killed run left
-    is removed.
+    """Lock a folder while a `with` block runs, so that no second run writes into it; leftovers of a killed
+    run are removed.
 
     Raises: `BlockingIOError` naming the folder if another run holds it, `OSError` if it cannot be created or
     written to.
@@ -369,7 +371,7 @@ def work_folder(
 
 def settle(
     out: str | Path, # A folder that replaced_folder writes
-) -> Path: # The same, links followed
+) -> Path: # The same, with links followed
     """Put the old folder back if a swap was cut off between its two renames; wait for one that is under
     way."""
     out = Path(os.path.realpath(out))
@@ -384,7 +386,7 @@ def _put_back(out, work):
 
 def foreign_file(
     out: str | Path, # A folder
-    mark: str, # The file that says it is ours, such as run.json
+    mark: str, # The file that marks the folder as ours, such as run.json
     names: tuple, # What we write into such a folder
 ) -> str | None: # The first entry that is not ours, or the name itself if it is a file; else None
     """What would be lost if the folder were replaced."""
@@ -403,8 +405,8 @@ def foreign_file(
 def replaced_folder(
     out: str | Path, # The folder that will hold the result; what it holds now stays until the end
 ):
-    """Make a folder beside its place and swap it in whole at the end of a `with` block; an error before that
-    leaves the old one.
+    """Build a folder beside its final place and swap it in whole at the end of a `with` block; an error
+    before that leaves the old one untouched.
 
     The block gets the folder to work in. What it puts into `run` takes the place of `out`; anything else it
     puts there, such as a checkpoint, is kept if the block fails and removed when it succeeds.
@@ -414,7 +416,7 @@ def replaced_folder(
     """
     out = Path(os.path.realpath(out))
     if out.exists() and not out.is_dir():
-        raise FileExistsError(errno.EEXIST, "there is a file of this name: name a folder", str(out))
+        raise FileExistsError(errno.EEXIST, "a file of this name exists: name a folder", str(out))
     if os.path.ismount(out):
         raise OSError(errno.EBUSY, "a mount point cannot be swapped: name a folder inside it", str(out))
     work = work_folder(out)
@@ -426,8 +428,8 @@ def replaced_folder(
                 f"another run is writing into {out}: wait until it ends, or name another folder") from None
         except OSError as e:
             raise OSError(e.errno,
-                f"{e.strerror}: {out.name} is made beside its place first, and nothing can be written there; "
-                "name a folder inside one that you can write to", str(out.parent)) from e
+                f"{e.strerror}: {out.name} is first built in the folder around it, which cannot be "
+                "written to; name a folder inside one that you can write to", str(out.parent)) from e
         _put_back(out, work)
         shutil.rmtree(work/"run", ignore_errors=True)
         shutil.rmtree(work/"old", ignore_errors=True)
@@ -447,7 +449,7 @@ def _swap(out, work):
     except OSError as e:
         _put_back(out, work)
         raise OSError(e.errno,
-                      f"{e.strerror}: the folder cannot be replaced; it is as it was, and the new one is in "
+                      f"{e.strerror}: the folder cannot be replaced; it is unchanged, and the new one is in "
                       f"{work/'run'}", str(out)) from e
     except BaseException: # Ctrl-C between the two
         _put_back(out, work)
@@ -456,7 +458,7 @@ def _swap(out, work):
         if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
         elif path.name != ".lock": path.unlink(missing_ok=True)
 
-def _remove_lock(work): # If nothing else is left; while it is held, so that nobody else can hold it
+def _remove_lock(work): # Only if nothing else is left, and while it is held, so that nobody else can hold it
     if {p.name for p in work.iterdir()} <= {".lock"}:
         with contextlib.suppress(OSError): (work/".lock").unlink(missing_ok=True)
 

@@ -77,7 +77,7 @@ def shrink_rate(
     curvature: float, # λ, second derivative of the loss along one axis, above 0
     lr: float, # η, step size, above 0
     mu: float = 0.0, # Momentum, 0 to below 1; 0 is plain SGD
-) -> float: # Factor on the distance to the minimum with each step, in the long run; below 1 gets there
+) -> float: # Factor on the distance to the minimum with each step, in the long run; below 1 it converges
     """How fast SGD with momentum closes in on the minimum of a parabola.
 
     Formula: (9.4) `√μ` if `p² < 4μ`, else `(|p| + √(p² − 4μ))/2`, with `p = 1 + μ − ηλ`.
@@ -104,7 +104,7 @@ def debias(
 
     Raises: `ValueError` if `t` is below 1 or `beta` outside 0 to 1.
     """
-    if t < 1: raise ValueError(f"t counts steps from 1, got {t}")
+    if t < 1: raise ValueError(f"t must count steps from 1, got {t}")
     if not 0 <= beta < 1: raise ValueError(f"beta must be 0 or more and below 1, got {beta}")
     return mean/(1 - beta**t)
 
@@ -154,7 +154,7 @@ def evaluate(
 ) -> dict: # loss, nats per row, all tasks with their weights; auc, or auc_NAME for each of several tasks
     """How good a model is on some rows; AUC is nan where the labels are soft or of one class.
 
-    Raises: `ValueError` as `predict`, or where labels, scores and tasks differ in number.
+    Raises: `ValueError` as `predict` does, or where labels, scores and tasks differ in number.
     """
     parts = training.by_task(model, batch, predict(model, batch))
     metrics = dict(loss=sum(task.weight*float(log_loss(y, p)) for task, y, p in parts))
@@ -179,8 +179,8 @@ class TrainingLog:
 
 # %% ../nbs/09_train.ipynb #99359c64
 class Callback:
-    """Something that happens beside the steps: a subclass defines what it needs."""
-    order = 0 # Callbacks are called from low to high, equal ones as they were given
+    """What to do at set points of a training run; a subclass defines the methods it needs."""
+    order = 0 # Callbacks are called from low to high, equal ones in the order given
     alters = True # The weights may depend on it: a run cannot be resumed without it
 
     def begin(self,
@@ -209,7 +209,7 @@ class Callback:
         """After the last step, also when an error ended the run."""
 
     def state(self) -> tuple[dict, dict]: # Plain data, and name: tensor
-        """What a checkpoint must hold of it."""
+        """What a checkpoint must store for this callback."""
         return {}, {}
 
     def restore(self,
@@ -217,16 +217,16 @@ class Callback:
         about: dict, # Plain data, as state returned it
         tensors: dict, # Name: tensor, as state returned it
     ):
-        """Put the state back."""
+        """Restore the saved state."""
 
 # %% ../nbs/09_train.ipynb #e0e3fe58
 class KeepBest(Callback):
-    """Give the model the weights of its best epoch in the end, and stop when no better one comes.
+    """At the end give the model the weights of its best epoch, and stop when no better one comes.
 
     Raises: `ValueError` for a patience below 1; after an epoch, for a column that is not among the results.
     """
     def __init__(self,
-        patience: int | None = None, # Stop after so many epochs without a better one; None never does
+        patience: int | None = None, # Stop after this many epochs without a better one; None never stops
         watch: str = "valid_loss", # A column of the results; without validation the last epoch counts as best
         larger: bool = False, # Whether larger is better, as for valid_auc
     ):
@@ -291,14 +291,14 @@ class Checkpoint(Callback):
     writes.
 
     Raises: `ValueError` for a folder that is a file; when the run begins, `ValueError` for a checkpoint that
-    is damaged or belongs to another run, `FileNotFoundError` without one to resume from, `OSError` where none
-    can be written, `BlockingIOError` where another run writes.
+    is damaged or belongs to another run, `FileNotFoundError` if there is none to resume from, `OSError` if
+    none can be written, `BlockingIOError` if another run is writing.
     """
     order, alters = 1, False
 
     def __init__(self,
         folder: str | Path, # Holds checkpoint.json and checkpoint.safetensors; a checkpoint in it is replaced
-        resume: bool = False, # Go on from the one that is there
+        resume: bool = False, # Continue from the existing one
     ):
         self.folder, self.resume = checkpoints.checkpoint_folder(folder), resume
         self.lock = contextlib.ExitStack()
@@ -350,7 +350,7 @@ def fit(
     device: str = "auto", # As for pick_device; model and data move there as a whole
     precision: str = "fp32", # fp32, or bf16 for autocast
     compile: bool = False, # Use torch.compile; needs a C++ compiler on the CPU
-    seed: int = 0, # Of the order of the rows
+    seed: int = 0, # Seed of the order of the rows
     optimizer=None, # (parameters, lr=...) -> optimizer; None takes Adam (9.6)
     evaluate=evaluate, # (model, valid) -> dict of numbers; they become columns valid_NAME
     callbacks: tuple | None = None, # None: FiniteCheck(), KeepBest(patience=2), Progress()
@@ -358,7 +358,7 @@ def fit(
     """Train: predict, loss, backward, step. Under `torchrun` the same call shares the rows among processes.
 
     Raises: `ValueError` naming the wrong argument, `RuntimeError` for a missing device or where another
-    process has ended, `KeyboardInterrupt` with how to resume. The best weights are put back even then.
+    process has ended, `KeyboardInterrupt` saying how to resume. The best weights are put back even then.
     """
     if callbacks is None: callbacks = FiniteCheck(), KeepBest(patience=2), Progress()
     settings = dict(epochs=epochs, batch_size=batch_size, lr=lr, precision=precision, seed=seed)
@@ -388,7 +388,7 @@ def compare(
 ) -> Comparison: # Test metrics per model, seed and scenario, and the last models
     """Train several models alike, and report each per scenario on the test rows.
 
-    Raises: as `fit`, and `ValueError` for models that are not functions, or a model without a spec.
+    Raises: as `fit` does, and `ValueError` for models that are not functions, or a model without a spec.
     """
     training.check_makers(models)
     tables, trained, training_logs = [], {}, {}
@@ -426,9 +426,9 @@ def interest_models(
 # %% ../nbs/09_train.ipynb #3221c492
 def spread(
     frame: pd.DataFrame, # As Comparison.frame: columns model, seed, scenario and the metric
-    metric: str = "auc", # A column of it
+    metric: str = "auc", # A column of the frame
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # (models, scenarios): mean and standard deviation over seeds
-    """How a metric varies from seed to seed: rows and columns in the order in which they came.
+    """How a metric varies from seed to seed: rows and columns in order of first appearance.
 
     Raises: `ValueError` naming the column that is missing, or for several tasks at once.
     """

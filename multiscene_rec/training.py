@@ -1,5 +1,5 @@
-"""What stands around a training loop: checks of arguments, devices, several processes, the progress bar,
-tables and plots. Written by hand; it teaches nothing."""
+"""What surrounds a training loop: checks of arguments, devices, several processes, the progress bar, tables
+and plots. Hand-written; not part of a lesson."""
 import contextlib
 import math
 import os
@@ -114,7 +114,7 @@ def _some_are_idle(loss_of, run):
 
 def in_order(
     callbacks, # As for fit
-    kind: type, # What each of them must be
+    kind: type, # The class that each must belong to
 ) -> tuple: # Sorted by their order
     """Callbacks in the order in which they are called.
 
@@ -155,8 +155,8 @@ def attended(
                 "torchrun every parameter must take part in every batch; compute all heads and choose among "
                 "their results") from e
         if run.world == 1 or not re.search("gloo|NCCL|onnection|peer", str(e)): raise
-        raise RuntimeError("another process of this run has ended, so this one ends too; the message of that "
-                           "one says why") from e
+        raise RuntimeError("another process of this run has ended, so this one ends too; its "
+                           "message says why") from e
 
 
 def _how_to_resume(run):
@@ -186,7 +186,7 @@ def epoch_order(
 
 def epoch_batches(
     run: Run, # Whose training rows are read
-    seed: int, # Of their order
+    seed: int, # Seed of their order
 ):
     """The batches of one epoch, shuffled, on the model's device; each process gets its share of the rows."""
     shard = run.rank, run.world
@@ -235,7 +235,7 @@ def judge(
 def results_frame(
     run: Run, # After training
 ) -> pd.DataFrame: # One row per epoch
-    """The results of a run as a table; columns of validation are there even without validation rows."""
+    """The results of a run as a table; validation columns are present even without validation rows."""
     frame = pd.DataFrame(run.results)
     for name in ("valid_loss", *(("valid_auc",) if len(_tasks_of(run.model)) == 1 else ())):
         if name not in frame: frame[name] = math.nan
@@ -359,9 +359,9 @@ def weights_of(
 
 def check_rows(
     data, # What should be a Batch
-    name: str, # Of the argument
+    name: str, # Name of the argument
 ) -> None:
-    """Refuse what has no batches. Raises: `ValueError` naming the argument."""
+    """Refuse data without batches. Raises: `ValueError` naming the argument."""
     if isinstance(data, pd.DataFrame):
         raise ValueError(f"{name} is a table; a model reads a Batch: pass prep.transform(frame, log)")
     if not hasattr(data, "batches"):
@@ -383,7 +383,7 @@ def _check_settings(settings):
     if settings["precision"] not in ("fp32", "bf16"):
         raise ValueError(f"precision {settings['precision']!r} is unknown; choose fp32 or bf16")
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
-        raise ValueError("fit needs gradients, and they are switched off: call it outside torch.no_grad() "
+        raise ValueError("fit needs gradients, but they are switched off: call it outside torch.no_grad() "
                          "and torch.inference_mode()")
 
 
@@ -434,7 +434,7 @@ def check_spread(
 
 def plot_losses(
     frame: pd.DataFrame, # epoch, train_loss and valid_loss, nats per row
-    best_epoch: int, # Is marked
+    best_epoch: int, # This epoch is marked
     ax=None, # A matplotlib Axes; a new one if None
 ): # The Axes
     """Draw both losses against the epoch."""
@@ -478,7 +478,7 @@ def comparison_table(
     ceilings: dict, # Name of a line: frame with a row per scenario and a column per metric
     metric: str = "auc", # A column of these frames
 ) -> str: # Ready to print
-    """Mean ± standard deviation of each model and scenario, then the lines that models are read against."""
+    """Mean ± standard deviation of each model and scenario, then the lines that models are compared with."""
     cells = mean.map("{:.3f}".format) + " ± " + sd.map("{:.3f}".format)
     for name, line in ceilings.items():
         cells.loc[name] = line[metric].reindex(cells.columns).map("{:.3f}".format)
@@ -487,10 +487,10 @@ def comparison_table(
 
 def comparison_rows(
     spreads: dict, # Name of a metric: (mean, standard deviation), as spread returns them
-    seeds: int, # How many there were
+    seeds: int, # Number of seeds
     ceilings: dict, # Name of a line: frame with a row per scenario and a column per metric
 ) -> pd.DataFrame: # model, scenario, metric, mean, sd, seeds; the last two are missing for a ceiling
-    """The same numbers with all digits: one row per model, scenario and metric."""
+    """The numbers of `comparison_table` with all digits: one row per model, scenario and metric."""
     rows = []
     for metric, (mean, sd) in spreads.items():
         rows += [dict(model=m, scenario=s, metric=metric, mean=mean.loc[m, s], sd=sd.loc[m, s], seeds=seeds)

@@ -1,5 +1,5 @@
-"""What the experiments of the lesson on training share: a mall made ready, the ceilings, and malls that
-reveal more than a log would. Written by hand; it teaches nothing."""
+"""What the experiments of the lesson on training share: a prepared mall, the ceilings, and malls that reveal
+more than a log would. Hand-written; not part of a lesson."""
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,7 @@ def prepare(
     words: int = 50, # How many words of each column a history counts
     users: tuple | None = None, # Only users below these ids in train, valid and test; None: all
 ) -> tuple: # Spec, [train, valid, test] as batches, the same three as frames
-    """A mall made ready for training: cleaned, split, and turned into batches by a preprocessor that is
+    """Prepare a mall for training: it is cleaned, split, and turned into batches by a preprocessor that is
     fitted on the training rows."""
     log, _ = clean(mall.events)
     frames = time_split(log)
@@ -38,7 +38,7 @@ def ceilings(
     mall: Mall, # Whose truth is known
     rows: pd.DataFrame, # Test rows
 ) -> dict: # Name of the ceiling: its report, a row per scenario
-    """Reports of the two lines that models are read against: what the log allows, and the truth."""
+    """Reports of the two lines that models are compared with: what the log allows, and the truth."""
     lines = {"ceiling: the log": observable_ceiling(mall, rows), "ceiling: the truth": mall.truth(rows)}
     return {name: report(rows.clicked, p, rows.scenario, rows.user_id) for name, p in lines.items()}
 

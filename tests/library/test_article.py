@@ -239,7 +239,7 @@ def test_scenario_changes_the_answer_only_when_told():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(item_data=[[1, 2, 3]]), "user_data has 2 rows, item_data 1"),
+    (dict(item_data=[[1, 2, 3]]), "user_data has 2 rows, but item_data 1"),
     (dict(user_data=[[1, 2, None], [1, 2, 3]]), "user_data: row 0, column 2 is missing"),
     (dict(labels=[0.8]), "labels: expected 2 entries"),
     (dict(labels=[0.8, 9]), "labels: entry 1 is 9"),

@@ -55,24 +55,24 @@ def test_an_empty_file(tmp_path):
                 content)
 
 
-@pytest.mark.wrong("… has a header and no rows: was the log written in full?", area="your log",
+@pytest.mark.wrong("… has a header but no rows: was the log written in full?", area="your log",
                    cause="The export stopped after the first line, or a filter left nothing.",
                    remedy="Write the log again, and look at the filter.")
 def test_a_header_alone(tmp_path):
     for content in (HEAD, HEAD.rstrip("\n"), HEAD + "\n\n"):
-        refused(tmp_path, "has a header and no rows: was the log written in full?", content)
+        refused(tmp_path, "has a header but no rows: was the log written in full?", content)
     TRAIN.head(0).to_parquet(tmp_path/"none.parquet")
-    with pytest.raises(ValueError, match="has a header and no rows"): logs.read_log(tmp_path/"none.parquet")
+    with pytest.raises(ValueError, match="has a header but no rows"): logs.read_log(tmp_path/"none.parquet")
 
 
-@pytest.mark.wrong("…: missing column …; there are: …. Rename it, or name yours in the Schema",
+@pytest.mark.wrong("…: missing column …; the columns are …. Rename yours, or name it in the Schema",
                    area="your log",
-                   cause="A column that every log needs is not there, or has another name.",
+                   cause="A column that every log needs is missing, or has another name.",
                    remedy="Rename it in the file, or name your column in the Schema.")
 def test_a_missing_column(tmp_path):
     refused(tmp_path,
-            "missing column 'clicked'; there are: user_id, item_id, scenario, timestamp, liked, price. "
-            "Rename it, or name yours in the Schema",
+            "missing column 'clicked'; the columns are user_id, item_id, scenario, timestamp, liked, price. "
+            "Rename yours, or name it in the Schema",
             (HEAD + ROWS).replace("clicked", "liked"))
     assert read(tmp_path, (HEAD + ROWS).replace("clicked", "liked"), label="liked").liked.tolist() == [1, 0,
         0, 1]
@@ -206,7 +206,7 @@ def test_no_file(tmp_path):
     area="your log", cause="A dash stands for standard input in other programs.",
                    remedy="Write the log into a file, and name it.")
 @pytest.mark.wrong(
-    "… is an address: read_log reads a file ending in .csv, .csv.gz or .parquet; fetch it first",
+    "… is a URL: read_log reads a file ending in .csv, .csv.gz or .parquet; download it first",
     area="your log", cause="The log lies on another machine.",
                    remedy="Fetch the file with a browser or a program for that, and name it.")
 def test_what_is_no_path(tmp_path, monkeypatch):
@@ -218,8 +218,8 @@ def test_what_is_no_path(tmp_path, monkeypatch):
                  "hdfs://x/y.csv.gz", Path("https://example.org/log.csv")):
         with pytest.raises(ValueError) as e: logs.read_log(text)
         assert str(
-            e.value) == (f"{text} is an address: read_log reads a file ending in .csv, .csv.gz or .parquet; "
-                         "fetch it first")
+            e.value) == (f"{text} is a URL: read_log reads a file ending in .csv, .csv.gz or .parquet; "
+                         "download it first")
     for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
     read(tmp_path, HEAD + ROWS)
     assert len(logs.read_log("~/log.csv")) == len(logs.read_log(Path("~")/"log.csv")) == 4
@@ -227,14 +227,14 @@ def test_what_is_no_path(tmp_path, monkeypatch):
     assert str(e.value) == f"no such file: {tmp_path/'other.csv'}"
 
 
-@pytest.mark.wrong('… is needed here and not installed: pip install "multiscene_rec[…]"', area="your log",
+@pytest.mark.wrong('… is needed here but not installed: pip install "multiscene_rec[…]"', area="your log",
                    cause="Parquet files are read by pyarrow, which comes with an extra.",
                    remedy="Install the extra that the message names, or save the log as csv.")
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     TRAIN.to_parquet(tmp_path/"log.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError) as e: logs.read_log(tmp_path/"log.parquet")
-    assert 'pyarrow.parquet is needed here and not installed: pip install "multiscene_rec[data]"' in str(
+    assert 'pyarrow.parquet is needed here but not installed: pip install "multiscene_rec[data]"' in str(
         e.value)
 
 
@@ -248,7 +248,7 @@ def test_damaged_parquet(tmp_path):
         refused(tmp_path, "is not a parquet file, or is damaged (", content, "log.parquet")
 
 
-@pytest.mark.wrong("…: column … holds …, not one value per row; split it into rows or columns of their own",
+@pytest.mark.wrong("…: column … holds …, not one value per row; split it into separate rows or columns",
                    area="your log",
                    cause="A column of a parquet file holds lists or tables.",
                    remedy="Write one row for each entry, or one column for each place in the list.")
@@ -259,7 +259,7 @@ def test_lists_in_cells(tmp_path):
         frame.to_parquet(tmp_path/"log.parquet")
         with pytest.raises(ValueError) as e: logs.read_log(tmp_path/"log.parquet")
         assert f"column '{column}' holds list<" in str(
-            e.value) and ", not one value per row; split it into rows or columns of their own" in str(e.value)
+            e.value) and ", not one value per row; split it into separate rows or columns" in str(e.value)
 
 
 def table(**columns):
@@ -391,18 +391,18 @@ def test_times_that_are_none(tmp_path):
 
 
 @pytest.mark.wrong(
-    "…: column …, row … below the header: … names no time zone, but row … does (…); write the zone in every "
+    "…: column …, row … below the header: … has no time zone, but row … has one (…); write the zone in every "
     "row, such as 2026-01-31T12:00:00Z", area="your log",
                    cause="Some times say which zone they are of and others do not, so some would be hours "
                          "off.", remedy="Write the zone in every row, such as Z for UTC or +01:00.")
 def test_mixed_time_zones(tmp_path):
     def log(*times): return HEAD + "".join(f"1,{k},home,{t},{k % 2},1\n" for k, t in enumerate(times))
     refused(tmp_path,
-            "row 3 below the header: '2026-01-01 14:00' names no time zone, but row 1 does "
+            "row 3 below the header: '2026-01-01 14:00' has no time zone, but row 1 has one "
             "('2026-01-01T12:00:00Z'); write the zone in every row",
             log("2026-01-01T12:00:00Z", "2026-01-01T13:00+01:00", "2026-01-01 14:00"))
     refused(tmp_path,
-            "row 1 below the header: '2026-01-01' names no time zone, but row 3 does ('2026-01-01 "
+            "row 1 below the header: '2026-01-01' has no time zone, but row 3 has one ('2026-01-01 "
             "14:00+0200')", log("2026-01-01", "2026-01-02", "2026-01-01 14:00+0200"))
     same = ["2026-01-01T12:00:00Z", "2026-01-01T14:00:00+02:00", "2026-01-01 06:30-0530", "2026-01-01T12Z",
             "2026-01-01T13+01", "2026-01-01T12:00:00.9+00:00"]
@@ -485,7 +485,7 @@ def test_numbers_of_no_unit_stay_as_they_are(tmp_path, times, kind):
 @pytest.mark.wrong("…: column … holds dates; leave out time_unit", area="your log",
                    cause="A parquet file says itself that the column holds dates.",
                    remedy="Leave the unit out.")
-@pytest.mark.wrong("time_unit is one of …, or None; got …", area="your log",
+@pytest.mark.wrong("time_unit must be one of …, or None; got …", area="your log",
                    cause="The unit is misspelt, or is one that the reader does not know.",
                    remedy="Use one of the six.")
 def test_what_goes_against_a_named_unit(tmp_path):
@@ -499,7 +499,7 @@ def test_what_goes_against_a_named_unit(tmp_path):
     with pytest.raises(ValueError, match="log.parquet: column 'timestamp' holds dates; leave out time_unit"):
         logs.read_log(tmp_path/"log.parquet", time_unit="s")
     with pytest.raises(ValueError,
-                       match="time_unit is one of s, ms, us, ns, days, none, or None; got 'minutes'"):
+                       match="time_unit must be one of s, ms, us, ns, days, none, or None; got 'minutes'"):
         read(tmp_path, HEAD + ROWS, time_unit="minutes")
 
 
@@ -511,9 +511,10 @@ def german(*prices, other=None): # a log with semicolons, these prices, and in e
 
 
 @pytest.mark.wrong(
-    "…: column …, row … below the header: … has a point, which may be a decimal point or separate "
-    "thousands, since semicolons go with decimal commas; write the column with one decimal sign and no "
-    "separator of thousands",
+    "…: column …, row … below the header: … has a point, which may be a decimal point or a "
+    "thousands separator, since semicolons go with decimal commas; write the column with one decimal sign "
+    "and no "
+    "thousands separator",
                    area="your log",
     cause="In a file with semicolons 2.781 can be less than three or nearly three thousand.",
     remedy="Write 2781 or 2,781, and use one decimal sign in a column.")
@@ -526,8 +527,8 @@ def german(*prices, other=None): # a log with semicolons, these prices, and in e
 def test_a_point_that_may_stand_between_thousands(tmp_path, prices, other, row, value):
     refused(tmp_path,
             f"column 'price', row {row} below the header: '{value}' has a point, which may be a decimal "
-            "point or separate thousands, since semicolons go with "
-            "decimal commas; write the column with one decimal sign and no separator of thousands",
+            "point or a thousands separator, since semicolons go with "
+            "decimal commas; write the column with one decimal sign and no thousands separator",
             german(*prices, other=other), numeric=("price", "weight"), categorical=())
 
 
@@ -608,7 +609,7 @@ def test_rows_without_id_label_or_time_are_dropped_and_counted():
     assert preprocess.Preprocessor().fit(tidy, MALL.users, MALL.items).spec
 
 
-@pytest.mark.wrong("clean: no row of … is left; rule … dropped …", area="your log",
+@pytest.mark.wrong("clean: none of the … rows is left; rule … dropped …", area="your log",
                    cause="Every row breaks a rule: often a column is in another unit, or the Schema names "
                          "the wrong one.",
                    remedy="Look at the column of the rule that is named.")
@@ -617,10 +618,11 @@ def test_rows_without_id_label_or_time_are_dropped_and_counted():
                    remedy="Divide the column by 1000.")
 def test_times_in_milliseconds():
     with pytest.raises(ValueError,
-                       match="no row of 1,195 is left; rule 'time' dropped 1,195; if the times in "
+                       match="none of the 1,195 rows is left; rule 'time' dropped 1,195; if the times in "
                              "'timestamp' are milliseconds, divide them by 1000"):
         preprocess.clean(TRAIN.assign(timestamp=TRAIN.timestamp*1000))
-    with pytest.raises(ValueError, match="clean: no row of 1,195 is left; rule 'label' dropped 1,195$"):
+    with pytest.raises(ValueError,
+                       match="clean: none of the 1,195 rows is left; rule 'label' dropped 1,195$"):
         preprocess.clean(TRAIN.assign(clicked=5))
 
 
@@ -647,7 +649,8 @@ def test_twins_among_users_and_items():
 
 
 @pytest.mark.wrong(
-    "transform: row … has scenario …; known are …: drop those rows, or fit on rows that hold it",
+    "transform: row … has scenario …, which is unknown; the known ones are …: drop such rows, or fit on rows "
+    "that include it",
     area="your log",
                    cause="The scenario is newer than the training rows, or is spelt otherwise.",
     remedy="Drop those rows, or fit again on rows that hold it.")
@@ -655,7 +658,7 @@ def test_twins_among_users_and_items():
                    cause="A number was divided by zero after the log was read.",
                    remedy="Run clean, or put a missing value there; it becomes the mean.")
 @pytest.mark.wrong(
-    "column …, row …: … is below 0, which no training row was; clean the log, or make it missing",
+    "column …, row …: … is below 0, but no training row was; clean the log, or make it missing",
     area="your log",
                    cause="A column such as the price was never negative among the training rows, so it is "
                          "scaled by a logarithm.", remedy="Run clean, or put a missing value there.")
@@ -664,15 +667,16 @@ def test_what_only_the_test_rows_hold():
         MALL.users)
     n = len(TEST)
     with pytest.raises(ValueError,
-                       match="transform: row 2 has scenario 'kiosk'; known are cart, home, live, search: "
-                             "drop those rows, or fit on rows that hold it"):
+                       match="transform: row 2 has scenario 'kiosk', which is unknown; the known ones are "
+                             "cart, home, live, search: "
+                             "drop such rows, or fit on rows that include it"):
         prep.transform(TEST.assign(scenario=["home"]*2 + ["kiosk"]*(n - 2)), past)
     for value in (np.inf, -np.inf):
         with pytest.raises(ValueError,
             match="column 'price', row 1: an infinite value; clean the log, or make it missing"):
             prep.transform(TEST.assign(price=[1., value] + [1.]*(n - 2)), past)
     with pytest.raises(ValueError,
-                       match="column 'price', row 0: -3.0 is below 0, which no training row was; clean the "
+                       match="column 'price', row 0: -3.0 is below 0, but no training row was; clean the "
                              "log, or make it missing"):
         prep.transform(TEST.assign(price=-3.), past)
 

@@ -142,16 +142,16 @@ def test_a_sound_model_passes(rows):
     (SigmoidFirst, "returns probabilities: return log-odds"),
     (Peek, "its scores change with the rows' own labels"),
     (OneColumn, "returns log odds of the right shape"),
-    (Squeezed, r"a squeeze\(\) without an axis"),
+    (Squeezed, r"did it squeeze\(\) without an axis"),
     (FirstRow, "depend on the order of the rows|depends on the other rows"),
     (BatchStatistics, "depends on the other rows of the batch"),
     (NanForNewcomers, "finite"),
     (Deaf, "all gradients are zero"),
-    (Shut, "a wire is loose"),
-    (Restless, "ends in other weights"),
+    (Shut, "some part is not connected"),
+    (Restless, "ends with different weights"),
     (Forgetful, "a fresh process could not load it: its scores differ|scores"),
     (LooksInside, "goes through torch export"),
-    (OtherExplanation, "explain gives other log-odds")])
+    (OtherExplanation, "explain gives different log-odds")])
 def test_a_broken_promise_is_named(kind, says, rows):
     with pytest.raises(AssertionError, match=f"(?s)^{kind.__name__}: .*({says})"):
         contract.check_recommender(kind, *rows)

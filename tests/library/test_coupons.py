@@ -231,7 +231,9 @@ def test_encoder_refuses(survey):
     with pytest.raises(ValueError, match="every label is 1"): coupons.CouponEncoder().fit(survey.assign(Y=1))
     with pytest.raises(ValueError, match="column 'Bar', row 0: answer 'daily' is unknown"):
         coupons.CouponEncoder().fit(survey).transform(survey.assign(Bar="daily"))
-    with pytest.raises(ValueError, match="scenario 'Moon'; known are Home, No Urgent Place, Work"):
+    with pytest.raises(ValueError,
+                       match="scenario 'Moon', which is unknown; the known ones are Home, No Urgent Place, "
+                             "Work"):
         coupons.CouponEncoder("destination").fit(survey).transform(survey.assign(destination="Moon"))
 
 

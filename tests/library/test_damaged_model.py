@@ -89,14 +89,14 @@ def pickled(path):
 def of_format(folder, found): rewrite(folder, lambda a: a.update(format=found))
 
 
-PARTNER, EDITED = "is not the partner of the model.json beside it", "its own checksum differs"
+PARTNER, EDITED = "does not belong to the model.json beside it", "it does not match its checksum"
 ACCIDENTS = {
     "numbers missing": (lambda d: (d/NUMBERS).unlink(),
-                        "model.safetensors is not there: give the folder that Recommender.save wrote"),
+                        "model.safetensors does not exist: give the folder that Recommender.save wrote"),
     "description missing": (lambda d: (d/JSON).unlink(),
-                            "model.json is not there: give the folder that Recommender.save wrote"),
+                            "model.json does not exist: give the folder that Recommender.save wrote"),
     "a bit flipped": (lambda d: flip(d/NUMBERS),
-                      "model.safetensors is damaged, or is not the partner of the model.json beside it: its "
+                      "model.safetensors is damaged, or does not belong to the model.json beside it: its "
                       "checksum differs"),
     "cut short": (lambda d: (d/NUMBERS).write_bytes((d/NUMBERS).read_bytes()[:100]), PARTNER),
     "description cut short": (lambda d: (d/JSON).write_bytes((d/JSON).read_bytes()[:-20]),
@@ -109,13 +109,13 @@ ACCIDENTS = {
     "the order of the scenarios edited": (lambda d: edit(d, lambda a: a["spec"]["scenarios"].reverse()),
                                           EDITED),
     "an entry added": (lambda d: edit(d, lambda a: a.update(extra=1)),
-                       "model.json is damaged or was edited: its own checksum differs; copy it again, or "
-                       "save again with Recommender.save"),
+                       "model.json is damaged or was edited: it does not match its checksum; copy it "
+                       "again, or save it again with Recommender.save"),
     "not a description": (lambda d: (d/JSON).write_text("[]"),
-                          "model.json has format unknown, this version reads 3"),
+                          "model.json has format unknown, but this version reads 3"),
     "format 2": (lambda d: of_format(d, 2),
-                 "model.json has format 2, this version reads 3: save again with Recommender.save"),
-    "format 4": (lambda d: of_format(d, 4), "model.json has format 4, this version reads 3"),
+                 "model.json has format 2, but this version reads 3: save it again with Recommender.save"),
+    "format 4": (lambda d: of_format(d, 4), "model.json has format 4, but this version reads 3"),
     "a format that is no number": (lambda d: of_format(d, True), "model.json has format unknown"),
     "numbers pickled": (lambda d: pickled(d/NUMBERS),
                         "model.safetensors is a pickle or a zip file, which can run code when opened, so it "
@@ -127,16 +127,16 @@ ACCIDENTS = {
 }
 
 
-@wrong("model.json is not there: give the folder that Recommender.save wrote", area="files",
+@wrong("model.json does not exist: give the folder that Recommender.save wrote", area="files",
        cause="The folder is another one, or a file of it was not copied.",
        remedy="Name the folder that holds model.json and model.safetensors.")
-@wrong("model.safetensors is damaged, or is not the partner of the model.json beside it", area="files",
+@wrong("model.safetensors is damaged, or does not belong to the model.json beside it", area="files",
        cause="The two files come from two models, or the numbers were cut short or changed on the way.",
        remedy="Copy both files of one folder together, or save the model again.")
-@wrong("model.json is damaged or was edited: its own checksum differs", area="files",
+@wrong("model.json is damaged or was edited: it does not match its checksum", area="files",
        cause="model.json was changed after it was written.",
        remedy="Build the model with other arguments and save it, instead of editing the file.")
-@wrong("model.json has format …, this version reads 3: save again with Recommender.save", area="files",
+@wrong("model.json has format …, but this version reads 3: save it again with Recommender.save", area="files",
        cause="Another version of the package wrote the folder.",
        remedy="Train or save the model again with this version.")
 @wrong("… is a pickle or a zip file, which can run code when opened, so it is not read", area="files",
@@ -152,7 +152,7 @@ def test_what_happens_to_files(saved, what):
 
 def test_a_folder_that_is_not_there(tmp_path):
     (tmp_path/"file").write_text("here")
-    for name in ("nowhere", "file"): refused(tmp_path/name, "model.json is not there", FileNotFoundError)
+    for name in ("nowhere", "file"): refused(tmp_path/name, "model.json does not exist", FileNotFoundError)
 
 
 @wrong("… is a pickle by its name, which can run code when opened, so it is not read", area="files",
@@ -172,7 +172,7 @@ def test_another_layout_of_the_same_description_is_no_damage(saved):
                        logits(saved[0], a_batch(SPEC)))
 
 
-@wrong("tensor … is not finite, it holds nan or infinity", area="files",
+@wrong("tensor … is not finite: it holds nan or infinity", area="files",
        cause="Training diverged before the model was saved.",
        remedy="Train again with a smaller lr, and look at the losses.")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -181,7 +181,7 @@ def test_weights_that_are_not_finite(saved, value, tmp_path):
     tensors = tensors_of((folder/NUMBERS).read_bytes())
     tensors["fuse.key.weight"][3, 2] = value
     reweigh(folder, file_of(tensors))
-    refused(folder, "model.safetensors: tensor 'fuse.key.weight' is not finite, it holds nan or infinity")
+    refused(folder, "model.safetensors: tensor 'fuse.key.weight' is not finite: it holds nan or infinity")
     with torch.no_grad(): m.scenario_embedding.weight[1, 0] = value
     with pytest.raises(ValueError,
                        match="InterestModel.save: tensor 'scenario_embedding.weight' is not finite"):

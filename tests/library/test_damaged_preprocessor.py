@@ -220,12 +220,12 @@ def edit(files, name, *path, to=KeyError):
 def learned(k): return "parts", k, "about", "learned"
 
 
-@wrong("… is damaged, or is not what … wrote (…): copy it again, or make it anew", area="files",
+@wrong("… is damaged, or is not what … wrote (…): copy it again, or create it again", area="files",
        cause="The file was edited by hand, or is another file by the same name.",
        remedy="Copy the folder again, or fit and save again.")
 @pytest.mark.parametrize("name, path, to, says", [
     ("preprocess", ("schema",), [], "must be a mapping"),
-    ("preprocess", ("schema", "user"), 5, "column names are non-empty strings"),
+    ("preprocess", ("schema", "user"), 5, "column names must be non-empty strings"),
     ("preprocess", ("schema", "numeric"), 5, "Schema.numeric"),
     ("preprocess", ("schema", "label"), "user_id", "used twice"),
     ("preprocess", ("schema", "extra"), 1, "unexpected keyword argument 'extra'"),
@@ -237,7 +237,7 @@ def learned(k): return "parts", k, "about", "learned"
     ("preprocess", ("parts",), 5, "not iterable"), ("preprocess", ("parts", 0, "about"), KeyError,
         "KeyError: 'about'"), ("preprocess", ("items",), [], "no column 'item_id'"),
     ("preprocess", ("items", 0, "name"), "other", "no column 'item_id'"),
-    ("preprocess", ("items", 1, "words"), ["a"], "names words that are not there"),
+    ("preprocess", ("items", 1, "words"), ["a"], "points past the end of its list of words"),
     ("preprocess", ("items", 1, "words"), [["a"]], "the words of column 'title' of items are not text"),
     ("preprocess", ("parts", 0, "about", "params", "min_count"), 0,
      "min_count must be a whole number of 1 or more, got 0"),
@@ -245,49 +245,51 @@ def learned(k): return "parts", k, "about", "learned"
     ("preprocess", (*learned(0), "words_", "category", "words_"), ["a", 1], "a list of different words"),
     ("preprocess", (*learned(0), "words_", "item_id", "words_"), [2**63], "a list of different words"),
     ("preprocess", (*learned(0), "words_", "category", "is"), "Preprocessor", "KeyError: 'Preprocessor'"),
-    ("preprocess", (*learned(0), "words_", "category"), ["a"], "words of categories cannot have been"),
+    ("preprocess", (*learned(0), "words_", "category"), ["a"], "words of categories: fit cannot"),
     ("preprocess", (*learned(0), "of_", "category"), "shop", "of 'shop' is unknown"),
-    ("preprocess", (*learned(0), "of_", "more"), "item", "words of categories cannot have been learned"),
-    ("preprocess", (*learned(0), "transform"), 1, "'transform' is not the name of something learned"),
+    ("preprocess", (*learned(0), "of_", "more"), "item", "words of categories: fit cannot have learned this"),
+    ("preprocess", (*learned(0), "transform"), 1, "'transform' cannot be the name of something learned"),
     ("preprocess", (*learned(0), "words_"), KeyError, "AttributeError"),
     ("preprocess", (*learned(1), "scales_", "price", 1, "std_"), -1, "not a finite mean and standard"),
-    ("preprocess", (*learned(1), "scales_", "price", 0), 1, "the scale of 'price' cannot have been learned"),
-    ("preprocess", (*learned(1), "scales_", "price", 1), 1, "the scale of 'price' cannot have been learned"),
+    ("preprocess", (*learned(1), "scales_", "price", 0), 1,
+     "the scale of 'price': fit cannot have learned this"),
+    ("preprocess", (*learned(1), "scales_", "price", 1), 1,
+     "the scale of 'price': fit cannot have learned this"),
     ("preprocess", (*learned(1), "scales_", "price", 1, "mean_"), "1", "must be real number"),
     ("preprocess", (*learned(1), "scales_", "price", 1, "std_"), 10**400, "damaged"),
-    ("preprocess", (*learned(1), "scales_"), {}, "scales of numbers cannot have been learned"),
+    ("preprocess", (*learned(1), "scales_"), {}, "scales of numbers: fit cannot have learned this"),
     ("preprocess", ("parts", 2, "about", "params", "weights"), [-1], "weight must be 0 or more"),
-    ("preprocess", (*learned(2), "names_"), [], "names of labels cannot have been learned"),
-    ("preprocess", (*learned(3), "words_"), [], "words of histories cannot have been learned"),
+    ("preprocess", (*learned(2), "names_"), [], "names of labels: fit cannot have learned this"),
+    ("preprocess", (*learned(3), "words_"), [], "words of histories: fit cannot have learned this"),
     ("preprocess", (*learned(3), "rate_"), [.1], "rate has no number from 0 to 1 for each scenario"),
     ("preprocess", (*learned(3), "rate_", 0), 2, "rate has no number"),
     ("preprocess", (*learned(3), "rate_", 0), 10**400, "OverflowError"),
     ("preprocess", ("parts", 3, "about", "params", "words"), 1e9, "words must be a whole number"),
     ("preprocess", ("parts", 4, "about", "params", "name"), "a b", "name must be a word"),
     ("preprocess", ("parts", 4, "about", "params", "ids"), [1, 1], "expected 2, got 15"),
-    ("preprocess", (*learned(4), "rows_"), [1, 1], "rows of 'title' cannot have been learned"),
+    ("preprocess", (*learned(4), "rows_"), [1, 1], "rows of 'title': fit cannot have learned this"),
     ("preprocess", ("parts", 4, "part"), "Numbers", "takes no arguments"),
     ("preprocess", ("parts", 5, "about", "params", "length"), 0, "length must be"),
     ("log", ("schema", "time"), "other", "no column 'other'"),
     ("log", ("frames", "events"), [], "no column 'user_id'"), ("log", ("frames", "events", 0, "name"),
         "other", "no column 'user_id'"), ("log", ("frames",), {}, "KeyError: 'events'"),
     ("log", ("frames", "users", 0, "name"), "other", "no column 'user_id'"),
-    ("log", ("frames", "events", 2, "words"), ["cart"], "names words that are not there")])
+    ("log", ("frames", "events", 2, "words"), ["cart"], "points past the end of its list of words")])
 def test_what_was_edited_is_said(place, files, name, path, to, says):
     with pytest.raises(ValueError) as e: load(place, name, edit(files, name, *path, to=to))
     assert says in str(
         e.value) and f"{place/name}.json is damaged, or is not what {KEPT[name][2]} wrote (" in str(
-            e.value) and str(e.value).endswith("): copy it again, or make it anew")
+            e.value) and str(e.value).endswith("): copy it again, or create it again")
 
 
-@wrong("… is damaged or was edited: its own checksum differs; copy it again, or save again with …",
+@wrong("… is damaged or was edited: it does not match its checksum; copy it again, or save it again with …",
        area="files", cause="Some bytes of a JSON file have changed since it was written.",
        remedy="Copy the folder again, or fit and save again.")
-@wrong("… is damaged, or is not the partner of the … beside it: its checksum differs; copy both again, or "
-       "save again with …", area="files",
+@wrong("… is damaged, or does not belong to the … beside it: its checksum differs; copy both again, or "
+       "save them again with …", area="files",
        cause="Some bytes have changed, or one file is newer than the other.",
        remedy="Copy both files again, or fit and save again.")
-@wrong("… has format …, this version reads …: save again with …", area="files",
+@wrong("… has format …, but this version reads …: save it again with …", area="files",
        cause="Another version of the package wrote the folder.",
        remedy="Fit and save again, or use the version that wrote it.")
 @pytest.mark.parametrize("name", NAMES)
@@ -296,21 +298,21 @@ def test_damage_and_other_formats(place, files, name, tmp_path):
     with pytest.raises(ValueError) as e:
         load(place, name, files | {f"{name}.json": files[f"{name}.json"].replace(b'"price"', b'"prize"')})
     assert str(
-        e.value) == (f"{place/name}.json is damaged or was edited: its own checksum differs; copy it again, "
-                     f"or save again with {writer}")
+        e.value) == (f"{place/name}.json is damaged or was edited: it does not match its checksum; copy "
+                     f"it again, or save it again with {writer}")
     keep(tmp_path)
     with pytest.raises(ValueError) as e:
         load(place, name, files | {f"{name}.safetensors": (tmp_path/f"{name}.safetensors").read_bytes()})
     assert str(e.value) == (
-        f"{place/name}.safetensors is damaged, or is not the partner of the {name}.json beside it: its "
+        f"{place/name}.safetensors is damaged, or does not belong to the {name}.json beside it: its "
         "checksum differs; "
-                            f"copy both again, or save again with {writer}")
+                            f"copy both again, or save them again with {writer}")
     for found, shown in ((old, old), (1 - format, 1 - format), (99, 99), (10**30, "unknown"),
                          (None, "unknown"), (2.0, "unknown"), (True, "unknown"), (DEEP, "unknown")):
         with pytest.raises(ValueError) as e: load(place, name, edit(files, name, "format", to=found))
         assert str(
             e.value) == (
-                f"{place/name}.json has format {shown}, this version reads {format}: save again with "
+                f"{place/name}.json has format {shown}, but this version reads {format}: save it again with "
                          f"{writer}")
 
 
@@ -322,7 +324,8 @@ def test_a_folder_of_the_version_before_is_refused_by_name(tmp_path):
     (tmp_path/"preprocess.safetensors").write_bytes(b"anything")
     with pytest.raises(ValueError) as e: preprocess.Preprocessor.load(tmp_path)
     assert str(
-        e.value) == (f"{tmp_path/'preprocess.json'} has format 2, this version reads 4: save again with "
+        e.value) == (
+            f"{tmp_path/'preprocess.json'} has format 2, but this version reads 4: save it again with "
                      "Preprocessor.save")
 
 
@@ -357,7 +360,7 @@ def test_a_file_that_is_missing(saved, name, tmp_path):
         (tmp_path/file/file).unlink()
         with pytest.raises(FileNotFoundError) as e: KEPT[name][1](tmp_path/file)
         assert str(
-            e.value) == f"{tmp_path/file/file} is not there: give the folder that {KEPT[name][2]} wrote"
+            e.value) == f"{tmp_path/file/file} does not exist: give the folder that {KEPT[name][2]} wrote"
 
 
 # ---- what is saved

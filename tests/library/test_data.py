@@ -74,7 +74,7 @@ def test_mall_mixing_has_two_blocks():
 @pytest.mark.parametrize("bad", [-.1, 1.1])
 def test_similarity_outside_is_an_error(bad):
     with pytest.raises(ValueError, match="from 0"): data.scenario_loading(bad)
-    with pytest.raises(ValueError, match="from 0"): data.toy_mall(**SMALL, similarity=bad)
+    with pytest.raises(ValueError, match="between 0"): data.toy_mall(**SMALL, similarity=bad)
 
 
 def test_a_scenario_without_taste_is_an_error():
@@ -336,7 +336,7 @@ def test_schema_defaults_and_cuts():
     (dict(label=()), "Schema.label: name the column of the answer"),
     (dict(label=("a", "a")), "'a' is used twice"),
     (dict(label=("clicked", "city")), "'city' is used twice"),
-    (dict(label=("a", 3)), "Schema.label: column names are non-empty")])
+    (dict(label=("a", 3)), "Schema.label: column names must be non-empty")])
 def test_schema_names_a_mistake(wrong, says):
     with pytest.raises(ValueError, match=says): data.Schema(**wrong)
 
@@ -479,8 +479,9 @@ def test_batches_on_the_gpu():
     ("mine", torch.tensor([1.]*6 + [torch.inf]), "Batch.mine: row 6 is inf"),
     ("mine", [1]*7, "Batch.mine: expected a tensor, got list"),
     ("history", torch.zeros(7), "Batch.history: this name belongs to the batch itself"),
-    ("device", torch.zeros(7), "the batch's own"), ("rows", torch.zeros(7), "the batch's own"),
-    ("batches", torch.zeros(7), "the batch's own")])
+    ("device", torch.zeros(7), "belongs to the batch itself"),
+    ("rows", torch.zeros(7), "belongs to the batch itself"),
+    ("batches", torch.zeros(7), "belongs to the batch itself")])
 def test_batch_names_the_part(name, value, says):
     with pytest.raises(ValueError) as e: build(**(parts() | {name: value}))
     assert says in str(e.value)
@@ -574,7 +575,7 @@ def test_with_parts_exchanges_adds_and_checks():
     for change, says in ((dict(title=torch.ones(2, 2)), "Batch.title_row: row 2 is 2, expected 0 to 1"),
                          (dict(label=torch.zeros(6)), "axis 'B'"),
                          (dict(title=[1]), "expected a tensor"),
-                         (dict(history=torch.zeros(7)), "the batch's own")):
+                         (dict(history=torch.zeros(7)), "belongs to the batch itself")):
         with pytest.raises(ValueError, match=says): data.with_parts(batch, **change)
 
 
@@ -756,7 +757,7 @@ def test_empty_cells_stay_missing(tmp_path):
 
 
 @pytest.mark.parametrize("name, text, says", [
-    ("a.csv", "", "is empty"), ("a.csv.gz", "", "is empty"), ("a.csv", "u,i,s,t,y\n", "a header and no rows"),
+    ("a.csv", "", "is empty"), ("a.csv.gz", "", "is empty"), ("a.csv", "u,i,s,t,y\n", "a header but no rows"),
     ("a.csv", "u,i,s,when,y\n1,2,3,4,1\n", "missing column 't'; the columns are u, i, s, when, y"),
     ("a.csv", "hello\nworld\n", "missing column 'u', 'i', 's', 't', 'y'"),
     ("a.txt", TEXT, "unknown ending"), ("a.csv", TEXT + "1,2,3,4,5,6,7,8,9,10\n", "is not a table")])
@@ -874,7 +875,8 @@ def test_offline_says_where_to_get_it_and_where_to_put_it(away):
                    cause="A coupon file that you named yourself differs from the one of which the course "
                          "tells.",
                    remedy="It is only a warning: numbers will differ from those of the course.")
-@pytest.mark.wrong("… has … rows, but the survey has …; delete the file, and it is fetched again", area="files",
+@pytest.mark.wrong("… has … rows, but the survey has …; delete the file, and it is fetched again",
+                   area="files",
                    cause="The coupon file in your cache is not whole.",
                    remedy="Delete the file that is named, and it is fetched again.")
 def test_a_copy_that_is_not_the_survey(away, monkeypatch):

@@ -136,7 +136,7 @@ def test_one_process_does_not_go_on_where_two_stopped(tmp_path):
 
 
 @pytest.mark.wrong(
-    "another process of this run has ended, so this one ends too; the message of that one says why",
+    "another process of this run has ended, so this one ends too; its message says why",
                    cause="One of several processes failed or was killed, and the others cannot go on without "
                          "it.",
                    remedy="Read the message of the one that ended first; then start all again with "
@@ -147,8 +147,8 @@ def test_a_process_that_dies_ends_all(tmp_path, dies, alone):
     assert child.returncode and seconds < 60
     assert child.err.count(f"process {dies} fails on purpose") == 1
     assert child.err.count(
-        "RuntimeError: another process of this run has ended, so this one ends too; the message of that one "
-        "says why") <= 1
+        "RuntimeError: another process of this run has ended, so this one ends too; its message says "
+        "why") <= 1
     assert not list(tmp_path.glob("*.json")) and not processes_of(tmp_path)
     assert not together(tmp_path, 3, resume=True)[0].returncode # the checkpoint of the epoch before is whole
     agree(tmp_path, alone, 3)

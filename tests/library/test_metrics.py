@@ -557,7 +557,7 @@ def test_arrays_tensors_lists_and_series_agree(name):
 
 ERRORS = [
     (dict(label=[], score=[], user=[]), "label is empty"),
-    (dict(score=[.1, .2]), "label has 3 rows, score 2"),
+    (dict(score=[.1, .2]), "label has 3 rows, but score has 2"),
     (dict(score=[.1, math.nan, .3]), "score is NaN in row 1"),
     (dict(label=[0, 1, math.nan]), "label is NaN in row 2"),
     (dict(label=[[0], [1], [1]]), r"label must have one axis \(n,\), got shape \(3, 1\)"),
@@ -607,7 +607,8 @@ def test_users_that_cannot_be_right(name):
         call(name, [0, 1], [.1, .2], ["a", None])
     with pytest.raises(ValueError, match="user is missing in row 0"):
         call(name, [0, 1], [.1, .2], [math.nan, 1.])
-    with pytest.raises(ValueError, match="user has 1 rows, label has 2"): call(name, [0, 1], [.1, .2], ["a"])
+    with pytest.raises(ValueError, match="user has 1 rows, but label has 2"):
+        call(name, [0, 1], [.1, .2], ["a"])
     with pytest.raises(ValueError, match="user must have one axis"):
         call(name, [0, 1], [.1, .2], [["a"], ["b"]])
 
@@ -615,7 +616,7 @@ def test_users_that_cannot_be_right(name):
 @pytest.mark.parametrize("label", [[0, 0], [1, 1]])
 def test_one_class_is_an_error(label):
     with pytest.raises(ValueError,
-                       match=f"auc needs clicks and non-clicks, label is {label[0]} in all 2 rows"):
+                       match=f"auc needs clicks and non-clicks, but label is {label[0]} in all 2 rows"):
         metrics.auc(label, [.1, .2])
     with pytest.raises(ValueError, match="none of the 2 users has both"):
         metrics.gauc(label, [.1, .2], ["a", "b"])
@@ -637,7 +638,7 @@ def test_no_click_at_all_and_whole_numbers_of_numpy(name):
 
 
 @pytest.mark.parametrize("run, says", [
-    (lambda: metrics.log_loss([1], [1.5]), "score must be a probability, row 0 holds 1.5"),
+    (lambda: metrics.log_loss([1], [1.5]), "score must be a probability, but row 0 holds 1.5"),
     (lambda: metrics.log_loss([1], [.5], eps=.5), r"eps must lie in \[0, 0.5\)"),
     (lambda: metrics.log_loss([1], [.5], eps=-1), "eps must lie"),
     (lambda: metrics.binary_entropy([1.1]), r"label: entry 0 is 1.1, outside \[0, 1\]"),
@@ -655,8 +656,8 @@ def test_no_click_at_all_and_whole_numbers_of_numpy(name):
     (lambda: metrics.catalogue_coverage(torch.tensor([1, 2]), 3), "wrap a single list"),
     (lambda: metrics.catalogue_coverage(["ab"], 3), "wrap a single list"),
     (lambda: metrics.catalogue_coverage([[1]], 0), "n_items must be a whole number"),
-    (lambda: metrics.catalogue_coverage([[1, 2]], 1), "n_items is 1, lists holds 2 different items"),
-    (lambda: metrics.user_coverage([[1], [1]], 1), "n_users is 1, lists serves 2"),
+    (lambda: metrics.catalogue_coverage([[1, 2]], 1), "n_items is 1, but lists holds 2 different items"),
+    (lambda: metrics.user_coverage([[1], [1]], 1), "n_users is 1, but lists serves 2"),
     (lambda: metrics.user_coverage([[1]], 1.5), "n_users must be a whole number"),
     (lambda: metrics.user_coverage([], 1), "lists is empty"),
     (lambda: metrics.novelty([[]], [1]), "every list is empty"),

@@ -546,21 +546,21 @@ def test_a_subclass_with_its_own_argument_comes_back_with_it(tmp_path):
         model.InterestModel.load(tmp_path)
 
 
-@pytest.mark.wrong("….__init__ takes '…' and does not keep it: write self.… = … in it", area="training",
+@pytest.mark.wrong("….__init__ takes '…' but does not keep it: write self.… = … there", area="training",
                    cause="A model of your own does not keep an argument, so that a saved one could not be "
                          "built again.",
                    remedy="Keep every argument of __init__ under its own name: self.experts = experts.")
 def test_an_argument_that_is_not_kept(tmp_path):
     class Forgets(model.Recommender):
         def __init__(self, spec, experts=2, train=None): super().__init__(spec)
-    says = "Forgets.__init__ takes 'experts' and does not keep it: write self.experts = experts in it"
+    says = "Forgets.__init__ takes 'experts' but does not keep it: write self.experts = experts there"
     with pytest.raises(TypeError, match=says): Forgets(SPEC).get_params()
     with pytest.raises(TypeError, match=says): Forgets(SPEC, 5).save(tmp_path/"new")
     assert not (tmp_path/"new").exists()
     m = Forgets(SPEC)
     m.experts = 2
     # nn.Module has a method of that name
-    with pytest.raises(TypeError, match="takes 'train' and does not keep it"): m.get_params()
+    with pytest.raises(TypeError, match="takes 'train' but does not keep it"): m.get_params()
 
 
 @pytest.mark.wrong("… keeps a … as self.…, where its argument belongs", area="training",
@@ -696,8 +696,8 @@ def returns(made):
     (lambda x: x[:, None],
      "returned shape \\(40, 1\\), expected \\(40,\\): end its forward with .squeeze\\(1\\)"),
     (lambda x: (x, None),
-     "returned tuple, expected log-odds of shape \\(B,\\) or \\(B, T\\): return them alone, and put "
-     "what explains them into explain"),
+     "returned tuple, expected log-odds of shape \\(B,\\) or \\(B, T\\): return only these, and "
+     "leave explanations to explain"),
     (lambda x: x.tolist(), "returned list, expected log-odds"),
     (lambda x: torch.stack([x, x], 1),
      "returned shape \\(40, 2\\) for labels of shape \\(40,\\) and tasks clicked: expected one column "
@@ -716,7 +716,8 @@ def test_loss_refuses_what_broadcasting_would_hide():
     with pytest.raises(ValueError, match="tasks clicked, bought"):
         model.task_loss(x[:, 0], y[:, 0], TWO.tasks)
     with pytest.raises(ValueError,
-                       match="task 'stars' is of kind 'rating': a model for it must define its own loss"):
+                       match="task 'stars' is of kind 'rating': a model for such a task must define its own "
+                             "loss"):
         model.task_loss(x[:, 0], y[:, 0], (Task("stars", "rating"),))
 
 

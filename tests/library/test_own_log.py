@@ -103,7 +103,7 @@ def test_metrics_are_those_of_the_test_rows(trained, log):
 
 def test_evaluate_on_the_same_log_gives_the_test_metrics_again(trained, place, capsys):
     code, out, err = call(capsys, "evaluate", trained, place/"log.csv", "--json")
-    assert code == 0 and "rows left out: the model was trained with them" in err
+    assert code == 0 and "rows left out: the model was trained on them" in err
     again, was = pd.DataFrame(json.loads(out)), pd.DataFrame(json.loads((trained/"metrics.json").read_text()))
     pd.testing.assert_frame_equal(again, was, rtol=1e-5)
 
@@ -252,7 +252,7 @@ def test_movielens_goes_through_the_same_command(tmp_path, capsys):
 # ---------------------------------------------------------------- a log that is wrong
 
 BROKEN = {  # name: (what to do to the log, what the command says)
-    "header only": (lambda f: f.head(0), "has a header and no rows"),
+    "header only": (lambda f: f.head(0), "has a header but no rows"),
     "no such column": (lambda f: f.rename(columns=dict(who="customer")),
                        "missing column 'who'; the columns are customer, what, where, when"),
     "label outside": (lambda f: f.assign(liked=[7, *f.liked[1:]]),
@@ -288,7 +288,7 @@ def test_a_broken_log_is_one_line(what, log, place, tmp_path, capsys):
                    cause="The answers are shares such as 0.5, not yes or no.",
                    remedy="Round the labels in the log, or train from Python with fit, which takes soft "
                           "labels.")
-@pytest.mark.wrong("a scenario is called …, which names a line of the results", area="the command",
+@pytest.mark.wrong("a scenario is called …, which is the name of a line of the results", area="the command",
                    cause="Results have lines called macro and all.",
                    remedy="Give that scenario another name in the log.")
 @pytest.mark.wrong("--price: the log has no column …", area="the command",
@@ -297,7 +297,7 @@ def test_a_broken_log_is_one_line(what, log, place, tmp_path, capsys):
 def test_messages_of_labels_names_and_prices(log, place, tmp_path, capsys):
     for spoil, says, more in ((dict(liked=.5),
         "is a soft label; the command measures AUC, which needs 0 or 1", ()),
-                              ({"where": "all"}, "which names a line of the results", ()),
+                              ({"where": "all"}, "which is the name of a line of the results", ()),
                               ({}, "--price: the log has no column", ("--price", "cost"))):
         log.assign(**spoil).to_csv(tmp_path/"log.csv", index=False)
         refused(capsys, says, "train", tmp_path/"log.csv", "--schema", place/"schema.json", "--out",
@@ -351,7 +351,7 @@ def test_a_test_set_of_one_class_has_a_dash_for_auc(log, place, tmp_path, capsys
                    area="the command",
                    cause="An id of the file is missing, or is text where the log has whole numbers.",
                    remedy="Write the ids the way the log has them.")
-@pytest.mark.wrong("--users: … lacks column …", area="the command",
+@pytest.mark.wrong("--users: … has no column …", area="the command",
                    cause="The file names its ids otherwise than the log.",
                    remedy="Rename the column of ids; the message lists the columns that are there.")
 def test_files_of_users_and_items_that_do_not_fit(log, place, tmp_path, capsys):
@@ -363,7 +363,7 @@ def test_files_of_users_and_items_that_do_not_fit(log, place, tmp_path, capsys):
     attempt(pd.concat([items, items.head(1)]), "appears twice")
     attempt(items.assign(what=["x", *items.what[1:].astype(str)]),
             "column 'what', row 1 below the header has no id like those of the log")
-    attempt(items.rename(columns=dict(what="id")), "lacks column 'who'", "--users")
+    attempt(items.rename(columns=dict(what="id")), "has no column 'who'", "--users")
     refused(capsys, "--items: no such file", "train", place/"log.csv", "--schema", place/"schema.json",
             "--out", tmp_path/"m", "--items", tmp_path/"none.csv")
 
@@ -373,7 +373,7 @@ def test_files_of_users_and_items_that_do_not_fit(log, place, tmp_path, capsys):
 @pytest.mark.wrong("there is no field … in a schema; the fields are …", area="the command",
                    cause="A name on the left in the schema file is misspelt.",
                    remedy="Use the fields that the message lists.")
-@pytest.mark.wrong("--schema names the columns already: leave … out", area="the command",
+@pytest.mark.wrong("--schema already names the columns: leave … out", area="the command",
                    cause="A column is named by an option and a schema file is given too.",
                    remedy="Write the name into the schema file.")
 @pytest.mark.wrong("… is not JSON", area="the command",
@@ -388,10 +388,10 @@ def test_schema_files_and_options(place, tmp_path, capsys):
     attempt('{"user": "who",}', "is not JSON")
     attempt('user = ', "is not TOML", name="s.toml")
     attempt('["who"]', "must hold fields of a schema")
-    attempt('{"user": 3}', "column names are non-empty strings")
+    attempt('{"user": 3}', "column names must be non-empty strings")
     attempt('{"categorical": "city"}', "not one string")
     attempt('{"categorical": 3}', "s.json")
-    attempt(json.dumps(SCHEMA), "--schema names the columns already: leave out --user", "--user", "who")
+    attempt(json.dumps(SCHEMA), "--schema already names the columns: leave out --user", "--user", "who")
     refused(capsys, "no such schema file", "train", place/"log.csv", "--out", tmp_path/"m", "--schema",
             tmp_path/"none.json")
     assert not list(tmp_path.glob("m/*.json"))
@@ -423,7 +423,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 @pytest.mark.wrong("user … is not in the log: this is a list for a newcomer, without a history", area="lists",
                    cause="The model has never seen this user.",
                    remedy="Nothing needs to be done; check the id if you expected a history.")
-@pytest.mark.wrong("--user: the users of this model are whole numbers, got …", area="lists",
+@pytest.mark.wrong("--user: the user ids of this model are whole numbers, got …", area="lists",
                    cause="The ids of the log are numbers.", remedy="Give the number.")
 def test_lists_for_the_unknown(trained, capsys):
     refused(capsys, "scenario 'attic' is unknown; choose from cart, home, live, search", "recommend", trained,
@@ -431,14 +431,14 @@ def test_lists_for_the_unknown(trained, capsys):
     code, out, err = call(capsys, "recommend", trained, "--user", 987654, "--scenario", "home", "-k", 3)
     assert code == 0 and len(out.splitlines()) == 4
     assert "user 987654 is not in the log: this is a list for a newcomer, without a history" in err
-    refused(capsys, "--user: the users of this model are whole numbers, got 'ann'", "recommend", trained,
+    refused(capsys, "--user: the user ids of this model are whole numbers, got 'ann'", "recommend", trained,
             "--user", "ann", "--scenario", "home")
 
 
 def test_lengths_of_lists(trained, capsys):
     for k in (0, -3):
         refused(capsys, f"got {k}", "recommend", trained, "--user", 1, "--scenario", "home", "-k", k)
-    refused(capsys, "diversity runs from 0 to 1", "recommend", trained, "--user", 1, "--scenario", "home",
+    refused(capsys, "diversity must lie between 0 and 1", "recommend", trained, "--user", 1, "--scenario", "home",
             "--diversity", 2)
     shown = json.loads(call(capsys, "recommend", trained, "--user", 987654, "--scenario", "home", "-k",
                             10_000, "--json")[1])
@@ -495,14 +495,15 @@ def test_folders_that_are_none_and_folders_that_are_damaged(trained, tmp_path, c
                               "preprocess/preprocess.safetensors")):
         folder = copy_of(trained, tmp_path/f"gone{n}")
         (folder/name).unlink()
-        refused(capsys, "is not there", "recommend", folder, *ask)
+        refused(capsys, "does not exist", "recommend", folder, *ask)
         folder = copy_of(trained, tmp_path/f"cut{n}")
         (folder/name).write_bytes((trained/name).read_bytes()[:-20])
         refused(capsys, Path(name).name, "recommend", folder, *ask)
 
 
 @pytest.mark.wrong(
-    "… is damaged or was edited: it does not match its checksum; copy it again, or save it again with …", area="files",
+    "… is damaged or was edited: it does not match its checksum; copy it again, or save it again with …",
+    area="files",
     cause="A byte of run.json changed, or somebody edited it.", remedy="Put a copy back, or train again.")
 @pytest.mark.parametrize("change",
     [lambda r: r["split"].pop("test_from"), lambda r: r["split"].update(by="moon"),
@@ -513,7 +514,8 @@ def test_an_edited_run_is_refused(change, trained, place, tmp_path, capsys):
     change(run)
     (folder/"run.json").write_text(json.dumps(run))
     refused(capsys,
-            "run.json is damaged or was edited: it does not match its checksum; copy it again, or save it again with "
+            "run.json is damaged or was edited: it does not match its checksum; copy it again, or save it "
+            "again with "
             "multiscene-rec train", "evaluate", folder, place/"log.csv")
 
 
@@ -1024,7 +1026,7 @@ def test_a_folder_without_its_log(trained, place, log, tmp_path, capsys):
 # that know only some
 
 @pytest.mark.wrong(
-    "…: column …, row … below the header: …: the ids of the training are whole numbers, such as …: write "
+    "…: column …, row … below the header: …: the training ids are whole numbers, such as …: write "
     "them the same way", area="the command",
                    cause="The newer file has text where the log of the training had numbers, such as 007 or "
                          "u7.", remedy="Write the ids as in the log of the training.")
@@ -1035,7 +1037,7 @@ def test_a_newer_log_with_ids_of_another_kind(trained, log, tmp_path, capsys):
         later.assign(**{column: spoil(later[column])}).to_csv(tmp_path/"newer.csv", index=False)
         says = (f"newer.csv: column {column!r}, row 1 below the header: {spoil(later[column]).iloc[0]!r}: "
                 "the "
-                "ids of the training are whole numbers, such as")
+                "training ids are whole numbers, such as")
         refused(capsys, says, "evaluate", trained, tmp_path/"newer.csv")
         refused(capsys, says, "recommend", trained, "--user", 1, "--scenario", "home", "--log",
                 tmp_path/"newer.csv")
@@ -1067,11 +1069,11 @@ def test_text_ids_that_look_like_numbers_in_a_newer_log(small, tmp_path, capsys)
     assert code == 0 and err == "" and seen not in [row["what"] for row in json.loads(out)]
 
 
-@pytest.mark.wrong("… of … ids in column … are not in the file of --items: they can never be recommended",
+@pytest.mark.wrong("… of … ids in column … are not in the --items file: they can never be recommended",
                    area="the command", cause="The log has items that the file does not describe.",
                    remedy="Add them to the file if they should be in lists.")
 @pytest.mark.wrong(
-    "… of … ids in column … are not in the file of --users: they count as unknown in every column of that "
+    "… of … ids in column … are not in the --users file: they count as unknown in every column of that "
     "file", area="the command", cause="The log has users that the file does not describe.",
     remedy="Add them to the file, if more is known.")
 @pytest.mark.wrong("--items: …: no id in column … occurs in the log; the log has …, the file …",
@@ -1082,7 +1084,7 @@ def test_text_ids_that_look_like_numbers_in_a_newer_log(small, tmp_path, capsys)
                    area="the command", cause="Two columns of the file have the same name.",
                    remedy="Rename one of them.")
 @pytest.mark.wrong(
-    "in … of … rows column … of the log differs from the file of --items: training reads the "
+    "in … of … rows column … of the log differs from the --items file: training reads the "
     "log, lists read the file", area="the command",
                    cause="Log and file of items contradict each other, perhaps because an item has changed.",
     remedy="Nothing needs to be done if the file is the newer one.")
@@ -1097,9 +1099,9 @@ def test_tables_that_know_some_and_tables_that_know_none(small, tmp_path, capsys
     code, out, err = call(capsys, *args, "--items", tmp_path/"items.csv", "--users", tmp_path/"users.csv")
     lost = [len(f) - len(f[::2]) for f in (items, users)]
     for line in (
-        f"{lost[0]} of {len(items)} ids in column 'what' are not in the file of --items: they can never be "
+        f"{lost[0]} of {len(items)} ids in column 'what' are not in the --items file: they can never be "
         "recommended",
-                 f"{lost[1]} of {len(users)} ids in column 'who' are not in the file of --users: they count "
+                 f"{lost[1]} of {len(users)} ids in column 'who' are not in the --users file: they count "
                  "as unknown in every column of that file"):
         assert code == 0 and line in out and line in (tmp_path/"m"/"model_card.md").read_text(), (out, err)
     args = [*args, "--overwrite", "--items", tmp_path/"items.csv"]
@@ -1119,7 +1121,7 @@ def test_tables_that_know_some_and_tables_that_know_none(small, tmp_path, capsys
                         tmp_path/"items.csv")
     n = json.loads((tmp_path/"m"/"run.json").read_text())["rows"]["kept"]
     assert (code == 0
-            and f"in {n} of {n} rows column 'category' of the log differs from the file of --items: "
+            and f"in {n} of {n} rows column 'category' of the log differs from the --items file: "
                 "training reads the log, lists read the file" in out)
 
 
@@ -1181,7 +1183,7 @@ def test_side_files_with_semicolons_and_packed_ones(small, tmp_path, capsys):
 
 # ---------------------------------------------------------------- many scenarios, strange names
 
-@pytest.mark.wrong("column … names … scenarios (…): is it the right column? At most … make sense",
+@pytest.mark.wrong("column … names … scenarios (…): is it the right column? At most … are allowed",
                    area="the command", cause="The column of the scenario holds a session, a page or a time.",
                    remedy="Name another column with --scenario, or group its values.")
 def test_a_session_is_no_scenario(small, tmp_path, capsys):
@@ -1190,7 +1192,7 @@ def test_a_session_is_no_scenario(small, tmp_path, capsys):
     code, _, err = call(capsys, *train_args(tmp_path, many))
     assert code == 2 and len(err) < 300 and re.search(
         r"column 'where' names 3,\d\d\d scenarios \('session \d+', .* more\): is it the right column\? At "
-        r"most 300 make sense", err), err
+        r"most 300 are allowed", err), err
 
 
 def test_many_scenarios_get_no_picture_of_all_pairs(small, tmp_path, capsys):
@@ -1241,7 +1243,7 @@ def test_control_characters_reach_no_terminal(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, says",
-    [("-", "'-' is not a file"), ("https://example.org/log.csv", "is an address"),
+    [("-", "'-' is not a file"), ("https://example.org/log.csv", "is a URL"),
      ("~/no such log.csv", str(Path.home())), ("--json", "--json")])
 def test_names_that_are_no_files(name, says, tmp_path, capsys):
     refused(capsys, says, "train", name, "--out", tmp_path/"m")

@@ -182,12 +182,12 @@ def test_vocabulary_errors():
     with pytest.raises(ValueError, match="1 or more"): preprocess.Vocabulary(min_count=0)
     for bad in ([.5], ["a", 1], [2**64], [2.**60]):
         with pytest.raises(ValueError, match="astype"): preprocess.Vocabulary().fit(bad)
-    with pytest.raises(ValueError, match="knows strings, the column holds whole numbers"):
+    with pytest.raises(ValueError, match="knows strings, but the column holds whole numbers"):
         preprocess.Vocabulary().fit(["7"]).encode([7])
-    with pytest.raises(ValueError, match="knows whole numbers, the column holds strings"):
+    with pytest.raises(ValueError, match="knows whole numbers, but the column holds strings"):
         preprocess.Vocabulary().fit([7]).encode(["7"])
     for bad in ([2], [-1]):
-        with pytest.raises(ValueError, match="ids go from 0 to 1"):
+        with pytest.raises(ValueError, match="ids must lie between 0 and 1"):
             preprocess.Vocabulary().fit(["a"]).decode(bad)
 
 
@@ -425,9 +425,9 @@ def test_cleaning_errors():
 @pytest.mark.parametrize("unit, size", [("milliseconds", 10**3), ("microseconds", 10**6),
                                         ("nanoseconds", 10**9)])
 def test_the_unit_of_times_is_seen_by_their_size(unit, size):
-    says = (f"if the times in 'timestamp' are {unit}, divide them by {size}; allowed are times from 1990 up "
+    says = (f"if the times in 'timestamp' are {unit}, divide them by {size}; times must run from 1990 up "
             "to 2100, in seconds since 1970")
-    with pytest.raises(ValueError, match=f"no row of 4 is left; rule 'time' dropped 4; {says}"):
+    with pytest.raises(ValueError, match=f"none of the 4 rows is left; rule 'time' dropped 4; {says}"):
         preprocess.clean(BASE.assign(timestamp=BASE.timestamp*size))
     _, report = preprocess.clean(BASE.assign(timestamp=BASE.timestamp*[1, size, size, 1]))
     assert report.remarks == (f"rule 'time' dropped 50% of all rows; {says}",
@@ -435,20 +435,22 @@ def test_the_unit_of_times_is_seen_by_their_size(unit, size):
 
 
 @pytest.mark.wrong(
-    "clean: no row of … is left; rule 'time' dropped …; its times in … go from … to …, allowed are times "
+    "clean: none of the … rows is left; rule 'time' dropped …; its times in … run from … to …; times must "
+    "run "
     "from … up to …, in seconds since 1970; "
                    "if they count from another moment, pass time_range=None", area="your log",
                    cause="Times count from the first day of the log, or are days or minutes.",
     remedy="Pass time_range=None to clean; or turn them into seconds since 1970.")
 def test_times_that_count_from_another_moment():
-    for times, shown in (([0, 1, 2, 3], "go from 0 to 3"),
-        ([18_000.5, 18_001, 18_002, 18_900], "go from 18000.5 to 18900"),
-                         ([-5, 1, 2, 20260101], "go from -5 to 20260101")):
+    for times, shown in (([0, 1, 2, 3], "run from 0 to 3"),
+        ([18_000.5, 18_001, 18_002, 18_900], "run from 18000.5 to 18900"),
+                         ([-5, 1, 2, 20260101], "run from -5 to 20260101")):
         log = BASE.assign(timestamp=times)
         with pytest.raises(ValueError) as e: preprocess.clean(log)
         assert str(e.value) == (
-            f"clean: no row of 4 is left; rule 'time' dropped 4; its times in 'timestamp' {shown}, allowed "
-            "are times from 1990 up to 2100, "
+            f"clean: none of the 4 rows is left; rule 'time' dropped 4; its times in 'timestamp' {shown}; "
+            "times "
+            "must run from 1990 up to 2100, "
                                 "in seconds since 1970; if they count from another moment, pass "
                                 "time_range=None")
         tidy, report = preprocess.clean(log, time_range=None)
@@ -458,7 +460,7 @@ def test_times_that_count_from_another_moment():
     assert tidy.index.tolist() == [0] and report.remarks == ("rule 'time' dropped 75% of all rows",)
     assert preprocess.Preprocessor(Schema(categorical=(), numeric=())).fit(
         BASE.assign(timestamp=[0, 1, 2, 3])).last_ == 3
-    with pytest.raises(ValueError, match="allowed are times from 2030 up to 2031-06"):
+    with pytest.raises(ValueError, match="times must run from 2030 up to 2031-06"):
         preprocess.clean(BASE, time_range=("2030", "2031-06"))
 
 
@@ -741,7 +743,7 @@ def test_preprocessor_errors(tmp_path):
     with pytest.raises(ValueError, match="log: there is no column 'clicked'"):
         PREP.transform(TEST, log=TRAIN.drop(columns="clicked"))
     with pytest.raises(ValueError,
-                       match="column 'item_id': this vocabulary knows whole numbers, the column holds "
+                       match="column 'item_id': this vocabulary knows whole numbers, but the column holds "
                              "strings"):
         PREP.transform(TEST.assign(item_id=TEST.item_id.astype(str)), LOG)
     with pytest.raises(ValueError, match="is not a time in seconds"):
@@ -765,7 +767,7 @@ def test_preprocessor_errors(tmp_path):
     with pytest.raises(ValueError, match="feature 'events' appears twice"):
         fresh(parts=(*twins[:2], twins[1])).fit(TRAIN)
     assert len(fresh(parts=twins).fit(TRAIN).transform(TRAIN)) == len(TRAIN)  # what both bring is the same
-    with pytest.raises(ValueError, match="two parts bring 'seq_start'; give one of them another name"):
+    with pytest.raises(ValueError, match="two parts add 'seq_start'; give one of them another name"):
         fresh(parts=(*twins, preprocess.Sequences(2, "third"))).fit(TRAIN).transform(TRAIN)
 
 
@@ -776,17 +778,17 @@ def test_preprocessor_errors(tmp_path):
     remedy="Pass log=EventLog(events, users): the log brings that table.")
 @pytest.mark.wrong(
     "transform: these rows are later than all training rows and no log was given, so their histories would "
-    "begin empty: pass log= with all that happened before", area="your log",
+    "start empty: pass log= with all that happened before", area="your log",
                    cause="What users did before is known from the log alone.",
     remedy="Pass log=EventLog(events, users) with the training rows and what came after.")
 @pytest.mark.wrong(
-    "transform: the log was made for the columns …, these rows have …: pass EventLog(events, users, "
+    "transform: the log was made for the columns …, but these rows have …: pass EventLog(events, users, "
     "prep.schema)", area="your log",
                    cause="An EventLog takes its columns from the schema it was made with; left out, that is "
                          "the mall's.", remedy="Make the log with the schema of the preprocessor.")
 @pytest.mark.wrong(
-    "transform: these rows have no label, so they are nobody's past, and no log was given: pass log= with "
-    "what has happened", area="your log",
+    "transform: these rows have no label, so they cannot serve as a past, and no log was given: pass "
+    "log= with what has happened so far", area="your log",
                    cause="Rows to predict have no answers yet, and histories are counted from answers.",
     remedy="Pass log=EventLog(events, users).")
 def test_what_transform_refuses_without_a_log():
@@ -797,18 +799,18 @@ def test_what_transform_refuses_without_a_log():
         PREP.transform(TRAIN)
     with pytest.raises(ValueError,
                        match="later than all training rows and no log was given, so their histories would "
-                             "begin empty: pass log= with all that happened before"):
+                             "start empty: pass log= with all that happened before"):
         PREP.transform(TEST)
     with pytest.raises(ValueError,
-                       match="have no label, so they are nobody's past, and no log was given: pass log= with "
-                             "what has happened"):
+                       match="have no label, so they cannot serve as a past, and no log was given: pass "
+                             "log= with what has happened so far"):
         PREP.transform(TRAIN.drop(columns="clicked"))
     other = preprocess.EventLog(MALL.events.rename(columns={"clicked": "bought"}), MALL.users,
                                 Schema(label="bought"))
     with pytest.raises(ValueError) as e: PREP.transform(TEST, other)
     assert str(e.value) == (
-        "transform: the log was made for the columns user_id, item_id, scenario, timestamp, bought, these "
-        "rows have user_id, item_id, scenario, timestamp, clicked: "
+        "transform: the log was made for the columns user_id, item_id, scenario, timestamp, bought, but "
+        "these rows have user_id, item_id, scenario, timestamp, clicked: "
                             "pass EventLog(events, users, prep.schema)")
     plain = preprocess.Preprocessor(Schema(categorical=(), numeric=()), (preprocess.Categories(),)).fit(TRAIN)
     # no part reads a log
@@ -816,8 +818,8 @@ def test_what_transform_refuses_without_a_log():
 
 
 @pytest.mark.wrong(
-    "…: none of the … ids in column …, such as …, is known; a known one is …: are they written in another "
-    "way?", area="your log",
+    "…: none of the … ids in column …, such as …, is known; a known one is …: are they written "
+    "differently?", area="your log",
                    cause="Ids have zeros in front, a letter more, or belong to another shop.",
     remedy="Write the ids in the log and in the tables in one way.")
 @pytest.mark.wrong("column …: these ids are text, those of the log are numbers: convert them",
@@ -826,7 +828,7 @@ def test_what_transform_refuses_without_a_log():
                    remedy="Convert one of the two, for example with .astype(int).")
 def test_ids_that_are_written_in_another_way():
     with pytest.raises(ValueError,
-                       match="column 'user_id': this vocabulary knows whole numbers, the column holds "
+                       match="column 'user_id': this vocabulary knows whole numbers, but the column holds "
                              "strings"):
         PREP.transform(TEST.assign(user_id=TEST.user_id.astype(str)), LOG)
     plain = preprocess.Preprocessor(Schema(categorical=(), numeric=())).fit(TRAIN)
@@ -840,8 +842,8 @@ def test_ids_that_are_written_in_another_way():
                              "them"):
         plain.transform(TEST, texts)
     fits = preprocess.Preprocessor().fit
-    says = ("none of the {} ids in column '{}', such as {}, is known; a known one is {}: are they written in "
-            "another way?")
+    says = ("none of the {} ids in column '{}', such as {}, is known; a known one is {}: are they written "
+            "differently?")
     def refused(says, call):
         with pytest.raises(ValueError) as e: call()
         assert str(e.value) == says
@@ -902,7 +904,7 @@ def test_features_tasks_and_spec():
                        "feature 'x' appears twice"),
                       (lambda: S(("a",), tasks=(T("y"), T("y"))), "task 'y' appears twice"),
                       (lambda: S(("a",), (F("x", "number", 1),), query=("x",)),
-                       "Spec.query names 'x', which is not a category")):
+                       "Spec.query names 'x', which is not one of its categories")):
         with pytest.raises(ValueError, match=says): bad()
     assert F("h", "history", 2, "user", ["one", "two"]).names == ("one", "two")
     features = (F("brand", "category", 5, "item"), F("price", "number", 1, "item"),
@@ -1105,7 +1107,7 @@ class HourOfDay(preprocess.Part):
                 "hour": hour}, {"busy": self.count_}
 
 
-@pytest.mark.wrong("… holds a part …, defined in …, which is not here: import that module first",
+@pytest.mark.wrong("… holds a part …, defined in …, which has not been imported: import that module first",
                    area="files",
                    cause="The preprocessor has a part of somebody's own, whose module was not imported. A "
                          "file never decides what is imported.",
@@ -1124,8 +1126,8 @@ def test_a_part_of_ones_own(tmp_path, monkeypatch):
                                                    if k != "HourOfDay"})
     with pytest.raises(ImportError) as e: preprocess.Preprocessor.load(tmp_path)
     assert str(
-        e.value) == (f"{tmp_path} holds a part 'HourOfDay', defined in {__name__}:HourOfDay, which is not "
-                     "here: import that module first")
+        e.value) == (f"{tmp_path} holds a part 'HourOfDay', defined in {__name__}:HourOfDay, which has not "
+                     "been imported: import that module first")
     with pytest.raises(NotImplementedError, match="Lazy defines no transform"):
         preprocess.Preprocessor(parts=(type("Lazy", (preprocess.Part,), {})(),)).fit(TRAIN).transform(TRAIN)
 
@@ -1148,11 +1150,12 @@ def test_what_ends_in_an_underscore_is_kept_and_comes_back():
     assert again.scale_ == part.scale_ and again.words_ == part.words_ and again.list_ == tuple(part.list_)
     for value in (object(), {1: 2}, {"is": 1}, {"x": [set()]}):
         part.plain_ = value
-        with pytest.raises(TypeError, match="plain_.* cannot be kept: learn plain data, arrays or tensors"):
+        with pytest.raises(TypeError,
+                           match="plain_.* which cannot be saved: learn plain data, arrays or tensors"):
             part.state()
     class Careless(preprocess.Part):
         def __init__(self, n): self.m = n
-    with pytest.raises(TypeError, match="Careless.__init__ takes 'n' and does not keep it"):
+    with pytest.raises(TypeError, match="Careless.__init__ takes 'n' but does not keep it"):
         Careless(1).state()
     assert preprocess.Part().state() == ({"params": {}, "learned": {}}, {})
 

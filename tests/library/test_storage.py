@@ -79,7 +79,8 @@ def test_a_file_is_whole_whatever_happens(tmp_path, monkeypatch):
     def broken(*_): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError,
-                       match="No space left on device: free space or name another folder; the previous file is "
+                       match="No space left on device: free space or name another folder; the previous file "
+                             "is "
                              "untouched") as e:
         storage.write_whole(path, b"new")
     assert e.value.errno == errno.ENOSPC and str(path) in str(e.value)
@@ -204,7 +205,8 @@ def test_writing_changes_nothing_that_is_given(tmp_path):
      (dict(format=1, rate=[math.inf]), ValueError, "not JSON compliant"),
     (dict(format=1, a=np.float32(1)), TypeError, "float32"), (dict(format=1, a={1, 2}), TypeError, "set"),
      (dict(), ValueError, "needs a whole number as format"),
-    (dict(format="1"), ValueError, "needs a whole number"), (dict(format=True), ValueError, "needs a whole number")])
+    (dict(format="1"), ValueError, "needs a whole number"),
+     (dict(format=True), ValueError, "needs a whole number")])
 def test_what_a_record_cannot_say(tmp_path, about, kind, says):
     write(tmp_path)
     with pytest.raises(kind, match=says): write(tmp_path, about)
@@ -318,7 +320,8 @@ def test_the_partner_of_another_record(tmp_path):
 def test_another_format(tmp_path, found, shown):
     write(tmp_path)
     describe(tmp_path, lambda a: a.update(format=found))
-    refused(tmp_path, f"model.json has format {shown}, but this version reads 3: save it again with Thing.save")
+    refused(tmp_path,
+            f"model.json has format {shown}, but this version reads 3: save it again with Thing.save")
     describe(tmp_path, lambda a: a.pop("format"))
     refused(tmp_path, "model.json has format unknown, but this version reads 3")
 
@@ -833,14 +836,16 @@ def test_a_folder_that_cannot_be_renamed(tmp_path, monkeypatch, which):
     assert (out/"a").read_text() == "one" and (tmp_path/".shop.work"/"run"/"a").read_text() == "two"
 
 
-@wrong("…: … is first built in the folder around it, which cannot be written to; name a folder inside one that "
+@wrong("…: … is first built in the folder around it, which cannot be written to; name a folder inside one "
+       "that "
        "you can write to", area="files",
        cause="The folder around the one you named cannot be written to.",
        remedy="Name a folder inside one that is yours.")
 def test_nothing_can_be_written_beside_it(tmp_path):
     (tmp_path/"file").write_text("x")
     with pytest.raises(OSError,
-                       match="shop is first built in the folder around it, which cannot be written to; name a "
+                       match="shop is first built in the folder around it, which cannot be written to; name "
+                             "a "
                              "folder inside one that you can write to") as e:
         fill(tmp_path/"file"/"shop", "x")
     assert str(tmp_path/"file") in str(e.value)

@@ -216,9 +216,9 @@ def test_tuned_momentum_is_best_on_a_grid(kappa):
     (lambda: train.batch_noise(-1., 4, 2), "std must be 0 or more"),
     (lambda: train.shrink_rate(0., .1), "above 0"), (lambda: train.shrink_rate(1., 0.), "above 0"),
     (lambda: train.shrink_rate(1., .1, 1.), "below 1"),
-    (lambda: train.debias(torch.ones(1), .9, 0), "counts steps from 1"),
+    (lambda: train.debias(torch.ones(1), .9, 0), "count steps from 1"),
     (lambda: train.debias(torch.ones(1), 1., 1), "below 1"),
-    (lambda: train.adam_step(*[torch.ones(1)]*4, t=0), "counts steps from 1"),
+    (lambda: train.adam_step(*[torch.ones(1)]*4, t=0), "count steps from 1"),
     (lambda: train.adam_step(*[torch.ones(1)]*4, t=1, betas=(.9, 1.)), "below 1"),
 ])
 def test_errors_of_the_formulas(call, says):
@@ -485,14 +485,14 @@ def test_probabilities_get_a_warning_and_log_odds_none(tiny):
 
 
 @pytest.mark.wrong(
-    "fit needs gradients, and they are switched off: call it outside torch.no_grad() and "
+    "fit needs gradients, but they are switched off: call it outside torch.no_grad() and "
     "torch.inference_mode()",
                    cause="The call stands inside torch.no_grad() or torch.inference_mode().",
     remedy="Take it out of there.", area="training")
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
 def test_gradients_that_are_switched_off(tiny, off):
     with off(), pytest.raises(ValueError,
-        match=r"fit needs gradients, and they are switched off: call it outside torch.no_grad\(\) and "
+        match=r"fit needs gradients, but they are switched off: call it outside torch.no_grad\(\) and "
               r"torch.inference_mode\(\)"):
         train.fit(fresh(tiny[0]), tiny[1], **GO)
 
@@ -845,7 +845,7 @@ class Late(Callback):
 
 
 @pytest.mark.wrong(
-    "… holds the state of optimizer SGD, and this run has Adam: a callback that replaces the optimizer must "
+    "… holds the state of optimizer SGD, but this run has Adam: a callback that replaces the optimizer must "
     "do so "
     "in restore too",
                    cause="A callback replaced the optimizer during the run, and the resumed run began with "
@@ -857,7 +857,7 @@ def test_an_optimizer_that_was_replaced_on_the_way(tiny, tmp_path):
     fit(whole, rows, valid, **GO | dict(epochs=4), beside=(Late(True),))
     fit(fresh(spec), rows, valid, **GO, beside=(Late(True),), checkpoint=tmp_path)
     with pytest.raises(ValueError,
-                       match="checkpoint.json holds the state of optimizer SGD, and this run has Adam: a "
+                       match="checkpoint.json holds the state of optimizer SGD, but this run has Adam: a "
                              "callback that replaces the optimizer must do so in restore too"):
         fit(fresh(spec), rows, valid, **GO | dict(epochs=4), beside=(Late(False),), checkpoint=tmp_path,
             resume=True)
@@ -914,7 +914,7 @@ def test_without_resume_the_checkpoint_is_replaced(tiny, tmp_path):
                                               (builtins, "open", "checkpoint.json"),
                                               (os, "replace", "checkpoint.json")])
 @pytest.mark.wrong(
-    "No space left on device: free space or name another folder; the file that was there before is untouched",
+    "No space left on device: free space or name another folder; the previous file is untouched",
                    cause="The disk filled up while a checkpoint was being written.",
                    remedy="Free space and call fit again with Checkpoint(FOLDER, resume=True): the "
                           "checkpoint of the epoch before is whole. The model in memory holds its best "
@@ -934,8 +934,8 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tin
     with monkeypatch.context() as patch:
         patch.setattr(module, name, full)
         with pytest.raises(OSError,
-            match="No space left on device: free space or name another folder; the file that was there "
-                  f"before is untouched: .*{file}'$"):
+            match="No space left on device: free space or name another folder; the previous file is "
+                  f"untouched: .*{file}'$"):
             fit(cut, rows, **go, checkpoint=tmp_path)
     assert not list(tmp_path.glob("*.part")) and epochs_in(tmp_path) == 1 and not cut.training
     fit(rest, rows, **go, checkpoint=tmp_path, resume=True)
@@ -946,7 +946,7 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_the_best_weights(tin
     (errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")])
 @pytest.mark.wrong(
     "training did not start, because its checkpoint of … MB cannot be written: Read-only file system: free "
-    "space or name another folder; the file that was there before is untouched",
+    "space or name another folder; the previous file is untouched",
                    cause="The folder for the checkpoint cannot be written to, or the disk is full.",
                    remedy="Name a folder that you may write to, with that much room.", area="files")
 def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny, tmp_path, monkeypatch,
@@ -962,7 +962,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny
     for resume in (True, False):
         with pytest.raises(OSError,
             match=rf"training did not start, because its checkpoint of 0\.1 MB cannot be written: {text}: "
-                  "free space or name another folder; the file that was there before is untouched: '") as e:
+                  "free space or name another folder; the previous file is untouched: '") as e:
             fit(m, rows, **GO, checkpoint=tmp_path, resume=resume)
         assert e.value.errno == number and e.value.filename == str(tmp_path)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items()) and content(tmp_path) == files
@@ -971,7 +971,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_epoch(tiny
 
 
 @pytest.mark.wrong(
-    "the checkpoint's folder cannot be made or written to: Not a directory; name another folder",
+    "the checkpoint's folder cannot be created or written to: Not a directory; name another folder",
                    cause="Checkpoint names a place where no folder can be: below a file, or where you may "
                          "not write.",
                    remedy="Name another folder.", area="files")
@@ -981,7 +981,7 @@ def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
     before = weights(m)
     (tmp_path/"file").write_text("x")
     with pytest.raises(OSError,
-                       match="the checkpoint's folder cannot be made or written to: Not a directory; "
+                       match="the checkpoint's folder cannot be created or written to: Not a directory; "
                              "name another folder: .*below"):
         fit(m, rows, **GO, checkpoint=tmp_path/"file"/"below")
     def refuse(*args, **options): raise PermissionError(errno.EACCES, "Permission denied", str(args[0]))
@@ -990,7 +990,7 @@ def test_a_folder_that_cannot_be_made(tiny, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, refuse)
             with pytest.raises(PermissionError,
-                match="the checkpoint's folder cannot be made or written to: Permission denied"):
+                match="the checkpoint's folder cannot be created or written to: Permission denied"):
                 fit(m, rows, **GO, checkpoint=tmp_path/"new")
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
@@ -1030,7 +1030,7 @@ def test_files_that_may_not_grow(tmp_path):
     assert not done.returncode, done.stderr
     full, again, alike = done.stdout.splitlines()
     assert re.search(
-        "File too large: free space or name another folder; the file that was there before is untouched: "
+        "File too large: free space or name another folder; the previous file is untouched: "
         ".*checkpoint", full)
     assert re.search(
         "training did not start, because its checkpoint of 0.1 MB cannot be written: File too large: free "
@@ -1143,7 +1143,7 @@ class Wider(model.InterestModel, name="wider"): "The same network under another 
 
 @pytest.mark.parametrize("change,says", [
     (dict(lr=1e-3),
-     "belongs to another run: lr was 0.004, now 0.001; name another folder, or train anew without resume"),
+     "belongs to another run: lr was 0.004, now 0.001; name another folder, or train again without resume"),
     (dict(batch_size=256), "batch_size was 512, now 256"),
     (dict(seed=1), "seed was 0, now 1"), (dict(precision="bf16"), "precision was 'fp32', now 'bf16'"),
     (dict(optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr)), "optimizer was 'Adam', now 'SGD'"),
@@ -1159,7 +1159,7 @@ class Wider(model.InterestModel, name="wider"): "The same network under another 
     (dict(beside=(Slower(),)), "callbacks was 'KeepBest', now 'KeepBest, Slower'"),
 ])
 @pytest.mark.wrong(
-    "… belongs to another run: lr was 0.004, now 0.001; name another folder, or train anew without resume",
+    "… belongs to another run: lr was 0.004, now 0.001; name another folder, or train again without resume",
                    cause="resume=True was given with other arguments, another model, other callbacks or "
                          "other rows than the run began with.",
                    remedy="Give the arguments of before, or start a run of its own in another folder.",
@@ -1208,7 +1208,7 @@ def test_a_checkpoint_of_a_plain_module_of_another_shape(tiny, tmp_path):
 
 
 @pytest.mark.wrong(
-    "… holds 2 epochs, more than epochs=1: give epochs=2 or more, or train anew without resume",
+    "… holds 2 epochs, more than epochs=1: give epochs=2 or more, or train again without resume",
                    cause="epochs counts from the start of the run, also when it is resumed, and the run is "
                          "further already.",
                    remedy="Give the number of epochs that you want in all.", area="training")
@@ -1219,7 +1219,7 @@ def test_fewer_epochs_than_are_done(tiny, tmp_path):
     before = weights(m)
     with pytest.raises(ValueError,
                        match="checkpoint.json holds 2 epochs, more than epochs=1: give epochs=2 or "
-                             "more, or train anew without resume"):
+                             "more, or train again without resume"):
         fit(m, rows, **GO | dict(epochs=1), checkpoint=tmp_path, resume=True)
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
 
@@ -1254,7 +1254,8 @@ def test_checkpoints_that_cannot_be_read(tiny, tmp_path):
     for other in (1, 2, 99):
         write_record(tmp_path/"run", "checkpoint", about | dict(format=other), tensors)
         with pytest.raises(ValueError,
-            match=f"has format {other}, this version reads {checkpoints.FORMAT}: save again with Checkpoint"):
+            match=f"has format {other}, but this version reads {checkpoints.FORMAT}: save it again with "
+                  "Checkpoint"):
             resume()
     write_record(tmp_path/"run", "checkpoint", about | dict(format=checkpoints.FORMAT), tensors)
     resume()

@@ -194,7 +194,7 @@ def test_import_costs_little_beyond_torch_numpy_and_pandas(bare, tmp_path, recor
 def test_command_is_there(bare, tmp_path):
     command = next(bare.parent.glob("multiscene-rec*"))
     if not (notebooks.ROOT/"multiscene_rec/cli.py").exists():
-        pytest.skip("multiscene_rec/cli.py is not there yet")
+        pytest.skip("multiscene_rec/cli.py does not exist yet")
     env = {k: v for k, v in notebooks.child_env().items() if not k.startswith("PYTHON")}
     done = subprocess.run([str(command), "--help"], cwd=tmp_path, env=env, capture_output=True, text=True,
                           timeout=120)
