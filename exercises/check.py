@@ -119,7 +119,7 @@ def _count(n): return COUNTS[n] if n < len(COUNTS) else str(n)
 def _array(x, what):
     "Numbers of any kind as a float64 array."
     if x is None: raise Wrong(f"{what} is None: does the function return its result?")
-    if x is Ellipsis or x is NotImplemented: raise Wrong(f"{what} is not there yet.")
+    if x is Ellipsis or x is NotImplemented: raise Wrong(f"{what} is missing.")
     try:
         a = np.asarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x)
         if a.dtype.kind in "biufO": return np.asarray(a, dtype="float64")

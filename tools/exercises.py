@@ -141,7 +141,7 @@ def build(names=(), say=print, folder=FOLDER):
 def _user(name): # (uid, gid)
     if name is None: return None
     import pwd
-    if os.getuid(): sys.exit(f"only root can run code as another user; leave --user {name} away")
+    if os.getuid(): sys.exit(f"only root can run code as another user; leave out --user {name}")
     try: return pwd.getpwnam(name)[2:4]
     except KeyError: sys.exit(f"there is no user {name!r} on this machine")
 
@@ -159,7 +159,7 @@ def main():
     grade.add_argument("--seed", type=int,
                        help="of the hidden checks; default: MULTISCENE_GRADE_SEED, else drawn, and printed")
     grade.add_argument("--seconds", type=int, default=60, help="for one notebook")
-    grade.add_argument("--user", help="who runs the students' code, such as nobody; root alone can say so")
+    grade.add_argument("--user", help="who runs the students' code, such as nobody; only root can set it")
     args = parser.parse_args()
     if args.what == "build": build(args.names)
     elif args.what == "list":

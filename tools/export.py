@@ -19,7 +19,7 @@ from tools import badges, notebooks, pages, readme, release, site, tidy
 ROOT, NBS = notebooks.ROOT, notebooks.NBS
 PACKAGE = ROOT/notebooks.settings()["lib_name"]
 BY_HAND = ("__init__", "__main__", *pages.PLAIN)  # modules that come from no notebook
-STALE = "is made from nothing: delete it"
+STALE = "has no source: delete it"
 
 
 # What makes the texts: functions that return path -> text, with None for a file that should not be there
@@ -117,7 +117,7 @@ def check():
 
 
 def export():
-    "Bring everything in step; return what is made from nothing, one line per file, which is left alone."
+    "Bring everything in step; return what has no source, one line per file; it is left alone."
     stale = []
     for row in DERIVED:
         for path, text in behind(row).items():

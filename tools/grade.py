@@ -216,7 +216,7 @@ class Exchange:
         return data
 
     def _wait(self, write):
-        "Until the pipe can be read, or written to; what was printed is taken away."
+        "Until the pipe can be read, or written to; what was printed is removed."
         while True:
             heard = [] if self.said is None else [self.said]
             read, free, _ = select.select(heard if write else [*heard, self.pipe], write, [], .2)
@@ -293,7 +293,7 @@ def read_solution(exercise, path, base):
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise Refused(f"not a notebook: {type(e).__name__} {e}") from None
     if gone := [id for id, texts in parts.items() if not texts]:
-        raise Refused(f"the cell {', '.join(gone)} is not there any more: "
+        raise Refused(f"the cell {', '.join(gone)} is missing: "
                       "copy the answer into a fresh student copy")
     for id, texts in parts.items():
         if len(texts) > 1:
@@ -345,7 +345,7 @@ def _handed_in(folder, asked, say):
             continue
         for lost in _astray(path, {e.name for e in asked}):
             lost = _shown(os.fsencode(lost).decode("utf-8", "replace"))
-            say(f"NOT GRADED: {name}/{lost} lies in no folder of an exercise; it should be {PLACE}")
+            say(f"NOT GRADED: {name}/{lost} is not in the folder of an exercise; it should be {PLACE}")
         for exercise in asked:
             if not os.path.lexists(path/exercise.name): continue
             notebook = path/exercise.name/f"{exercise.name}.ipynb"

@@ -159,7 +159,7 @@ def api():
     top = {name for names in _top().values() for name in names}
     for book in dict.fromkeys(r[0] for r in rows):
         where = f"Explained in {_link(book, book)}."
-        if book in PLAIN: where = "Written by hand: it teaches nothing."
+        if book in PLAIN: where = "Hand-written; not part of a lesson."
         if PLAIN.get(book): where += f" Used in {_link(PLAIN[book])}."
         table = [[_symbol(b, name, kind) + " ●"*(name in top), kind,
                   _cell(re.sub(r"\s*Formulas?:.*", "", doc, flags=re.S))]
@@ -195,7 +195,7 @@ def closing_table(key):
     import pandas as pd
     path = NBS/_closing(key)["file"]
     if not path.exists():
-        raise SystemExit(f"{path} is not there: run the slow cells of {_closing(key)['notebook']}")
+        raise SystemExit(f"{path} is missing: run the slow cells of {_closing(key)['notebook']}")
     return pd.read_csv(path)
 
 

@@ -246,7 +246,7 @@ def build(names=None, out=PREVIEW):
     pages = [name for _, section in pages_in_order() for name in section]
     known = {Path(name).stem: name for name in (*pages, *OUTSIDE)}
     if unknown := sorted(set(names or ()) - set(known)):
-        raise SystemExit(f"no page is called {', '.join(unknown)}; there are {', '.join(known)}")
+        raise SystemExit(f"no page is called {', '.join(unknown)}; the pages are {', '.join(known)}")
     wanted = [name for stem, name in known.items() if names is None or stem in names]
     out.mkdir(parents=True, exist_ok=True)
     missing = ""

@@ -47,7 +47,7 @@ def from_root(markdown, base="nbs", exists=_exists):
         target, hash_, anchor = match[2].partition("#")
         if not target or re.match(r"[a-z][a-z0-9+.-]*:|/", target): return match[0]
         path = posixpath.normpath(posixpath.join(base, target))
-        if not exists(path): raise SystemExit(f"index.ipynb links to {target}, which is not there")
+        if not exists(path): raise SystemExit(f"index.ipynb links to {target}, which does not exist")
         return match[1] + path + hash_ + anchor
     parts = _FENCE.split(markdown)  # odd parts are code: left alone
     return "".join(part if i % 2 else _LINK.sub(rewrite, part) for i, part in enumerate(parts))

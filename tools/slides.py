@@ -116,7 +116,7 @@ def main():
     known = {path.stem: path for path in lessons()}
     names = [Path(name).stem for name in args.names] or list(known)
     if unknown := sorted(set(names) - set(known)):
-        raise SystemExit(f"no lesson is called {', '.join(unknown)}; there are {', '.join(known)}")
+        raise SystemExit(f"no lesson is called {', '.join(unknown)}; the lessons are {', '.join(known)}")
     written, missing = build([known[name] for name in names])
     if missing: print(f"The slides stand one under another, and diagrams are text: {missing}.")
     print(f"{len(written)} lectures in {SLIDES}: open {written[0]}")

@@ -4,7 +4,7 @@
 
 It has loaded the course and nothing of the exercises: no solution, no seed, no hidden check. For each
 submission it makes a copy of itself by a fork, with limits; the copy is sent the setup of the exercise and
-the student's cells, and then one call after the other. Whatever the code does, it does to that copy, and all
+the student's cells, and then one call after another. Whatever the code does, it does to that copy, and all
 that it started is ended before the next one.
 """
 import contextlib

@@ -628,7 +628,7 @@ def test_notebooks_that_are_none_are_refused(tmp_path):
     good = json.loads(path.read_text())
     kept = [c for c in good["cells"] if c["metadata"]["nbgrader"]["grade_id"] != "05a-solution-1"]
     bare = [dict(c, metadata={}) for c in good["cells"]]
-    gone, none = "is not there any more", "not a notebook"
+    gone, none = "is missing", "not a notebook"
     odd = [dict(c, metadata={"nbgrader": {"grade_id": []}}) for c in good["cells"]]
     cells = ((kept, gone), (bare, gone), (odd, none))
     whole = {json.dumps(dict(good, cells=cells)): says for cells, says in cells}
@@ -680,7 +680,7 @@ def test_close_answers_in_words():
     assert close(.5 + 1e-9, .5, tol=0) == "x should be 0.5, got 0.50000000099999997."
     shape = close(torch.ones(2, 3), np.ones((3, 2)), "the weights", hint="Rows first.")
     assert shape == "the weights should have shape (3, 2), got (2, 3). Rows first."
-    assert "does the function return" in close(None, 1) and "not there yet" in close(..., 1)
+    assert "does the function return" in close(None, 1) and "is missing" in close(..., 1)
     assert close("many", 1) == close("1", 1) == number("text")
     assert close([[1], [1, 2]], 1) == number("a list of something else, or of rows of different lengths")
     assert close(1j, 1) == number("complex ones")

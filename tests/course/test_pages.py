@@ -56,7 +56,7 @@ def test_a_message_is_said_by_the_package_and_read_by_its_test(mark):
 
 def test_the_bad_days_are_all_there():
     page = pages.went_wrong().lower()
-    days = ("is empty", "has a header and no rows", "missing column", "scenario", "label", "one class",
+    days = ("is empty", "has a header but no rows", "missing column", "scenario", "label", "one class",
             "infinite", "twice",
             "zone", "newcomer", "whole number", "axis", "pickle", "format", "damaged", "free space", "ctrl-c",
             "another run",

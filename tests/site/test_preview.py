@@ -102,7 +102,7 @@ def test_cells_are_shown_as_their_options_say(tmp_path):
 
 
 def test_an_unknown_page_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="no page is called 77_gone; there are index, 00_article"):
+    with pytest.raises(SystemExit, match="no page is called 77_gone; the pages are index, 00_article"):
         preview.build(["77_gone"], tmp_path)
 
 
