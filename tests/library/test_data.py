@@ -73,7 +73,7 @@ def test_mall_mixing_has_two_blocks():
 
 @pytest.mark.parametrize("bad", [-.1, 1.1])
 def test_similarity_outside_is_an_error(bad):
-    with pytest.raises(ValueError, match="from 0"): data.scenario_loading(bad)
+    with pytest.raises(ValueError, match="between 0"): data.scenario_loading(bad)
     with pytest.raises(ValueError, match="between 0"): data.toy_mall(**SMALL, similarity=bad)
 
 
