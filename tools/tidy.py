@@ -28,7 +28,7 @@ def joined(outputs):
 def tidy(nb):
     "The notebook, changed in place."
     nb["metadata"].pop("widgets", None)
-    lecture = any("slideshow" in cell["metadata"] for cell in nb["cells"])
+    lecture = any("slideshow" in cell.get("metadata", {}) for cell in nb["cells"])
     for cell in nb["cells"]:
         if lecture: cell["metadata"].setdefault("slideshow", {"slide_type": "skip"})
         if cell["cell_type"] != "code": continue

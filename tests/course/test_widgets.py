@@ -231,7 +231,7 @@ def test_three_notebooks_have_a_widget():
                                                        if has_widget(path)}
 
 
-def code(source, *outs): return dict(cell_type="code", source=source, outputs=list(outs))
+def code(source, *outs): return dict(cell_type="code", metadata={}, source=source, outputs=list(outs))
 
 
 PNG = dict(output_type="display_data", data={"image/png": "…"})
