@@ -13,7 +13,8 @@ from tools import notebooks
 NAMES = ("rank", "train", "preprocess", "notebooks")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ("train", "notebooks")
+                                  else name for name in NAMES])
 def test_a_benchmark_runs(name):
     if name == "preprocess": pytest.importorskip("polars", reason="needs polars: pip install -e '.[bench]'")
     done = subprocess.run([sys.executable, "-m", f"bench.{name}", "--quick"], cwd=notebooks.ROOT,

@@ -90,6 +90,7 @@ def test_help_of_train_names_every_option(tmp_path):
     assert not missing
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers(mall_demo, tmp_path):
     done = run("demo", "--quick", "--out", tmp_path/"out", "--device", "cpu", cwd=tmp_path)
     assert done.stdout.splitlines()[:-1] == mall_demo[0].stdout.splitlines()[:-1]

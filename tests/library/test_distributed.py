@@ -141,7 +141,8 @@ def test_one_process_does_not_go_on_where_two_stopped(tmp_path):
                          "it.",
                    remedy="Read the message of the one that ended first; then start all again with "
                           "Checkpoint(FOLDER, resume=True).", area="training")
-@pytest.mark.parametrize("dies", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_that_dies_ends_all(tmp_path, dies, alone):
     child, seconds = together(tmp_path, 3, dies=dies)
     assert child.returncode and seconds < 60

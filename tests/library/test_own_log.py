@@ -438,7 +438,8 @@ def test_lists_for_the_unknown(trained, capsys):
 def test_lengths_of_lists(trained, capsys):
     for k in (0, -3):
         refused(capsys, f"got {k}", "recommend", trained, "--user", 1, "--scenario", "home", "-k", k)
-    refused(capsys, "diversity must lie between 0 and 1", "recommend", trained, "--user", 1, "--scenario", "home",
+    refused(capsys, "diversity must lie between 0 and 1", "recommend", trained, "--user", 1, "--scenario",
+            "home",
             "--diversity", 2)
     shown = json.loads(call(capsys, "recommend", trained, "--user", 987654, "--scenario", "home", "-k",
                             10_000, "--json")[1])
@@ -1367,6 +1368,7 @@ def test_short_forms_and_long_ones(small, tmp_path, capsys):
     assert json.loads((tmp_path/"c"/"run.json").read_text())["params"] == dict(hidden=[8], widths=[16, 8])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="processes meet through gloo")
 def test_two_processes_give_the_model_of_one(log, tmp_path, capsys):
     schema = runs.Schema(**{k: tuple(v) if isinstance(v, list) else v for k, v in SCHEMA.items()})

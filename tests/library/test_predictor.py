@@ -232,7 +232,8 @@ def test_integer_labels_and_what_is_refused():
         math.log(2))
     with pytest.raises(ValueError, match="same shape"):
         predictor.bce_with_logits(torch.zeros(4, 1), torch.zeros(4))
-    with pytest.raises(ValueError, match="no row to average"): predictor.bce_with_logits(torch.zeros(0), torch.zeros(0))
+    with pytest.raises(ValueError, match="no row to average"):
+        predictor.bce_with_logits(torch.zeros(0), torch.zeros(0))
 
 
 @pytest.mark.formula("6.9")

@@ -128,7 +128,8 @@ def test_sections_fragments_notes_and_wide_diagrams():
 
 def test_an_unknown_lesson_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["slides", "no_such"])
-    with pytest.raises(SystemExit, match="no lesson is called no_such; the lessons are 00_article, .*05_fusion"):
+    with pytest.raises(SystemExit,
+                       match="no lesson is called no_such; the lessons are 00_article, .*05_fusion"):
         slides.main()
 
 
