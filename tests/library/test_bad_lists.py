@@ -59,7 +59,7 @@ def test_k_that_is_no_length(shop, k):
         with pytest.raises(ValueError, match="k"): measure([1, 0], [.5, .4], [1, 1], k)
 
 
-@wrong("diversity must lie between 0 and 1, got …",
+@wrong("… must lie between 0 and 1, got …",
        cause="The dial between interest and variety stands beyond its ends.",
        remedy="Give a number from 0, interest alone, to 1, variety alone.", area="lists")
 @pytest.mark.parametrize("diversity", [-.1, 1.1, float("nan")])
