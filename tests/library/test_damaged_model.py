@@ -292,7 +292,7 @@ def kept(tmp_path_factory):
         m, folder = a_model(fusion=fusion, heads="per_scenario" if fusion == "own" else "shared", d_embed=2,
                             widths=(3,), hidden=(2,)), tmp_path_factory.mktemp("kept")
         m.save(folder)
-        model.Recommender.load(folder) # PyTorch imports what its meta device needs: not while memory is traced
+        model.Recommender.load(folder) # PyTorch imports what its meta device needs before memory is traced
         out.append(({name: (folder/name).read_bytes() for name in FILES}, logits(m, a_batch(SPEC))))
     return out, tmp_path_factory.mktemp("broken")
 
