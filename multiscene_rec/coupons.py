@@ -202,18 +202,6 @@ class VenueVisits(Part):
         dense = [np.zeros((len(frame), 0)), *(visits_to_target(per_month, kind) for kind in kinds)]
         return {"dense": torch.from_numpy(np.concatenate(dense, 1).astype(np.float32))}, {}
 
-    def state(self) -> tuple[dict, dict]: # Plain data for JSON; no tensors
-        """The two options of the part."""
-        return dict(target=self.target, every=self.every), {}
-
-    @classmethod
-    def from_state(cls,
-        about: dict, # Plain data, as state returned it
-        tensors: dict, # Unused
-    ) -> "VenueVisits": # With the same switches
-        """Build the part from what `state` returned."""
-        return cls(**about)
-
 # %% ../nbs/11_coupons.ipynb #d6c78792
 class VenueHistories(Part):
     """Make one history (11.2) per scenario that is a kind of venue, none for others; each pattern of answers

@@ -566,12 +566,12 @@ class _Training:
             f"{len(test):,}")
         folder = self.work/"checkpoint"
         if first and not self.resume: shutil.rmtree(folder, ignore_errors=True)
-        self.log = fit(self.model, train, valid, seed=self.seed, **self.training, callbacks=(
+        self.results = fit(self.model, train, valid, seed=self.seed, **self.training, callbacks=(
             *callbacks(self.patience, self.progress), Checkpoint(folder, self.resume)))
-        for row in self.log.frame.to_dict("records"):
+        for row in self.results.frame.to_dict("records"):
             aucs = ", ".join(f"{k.removeprefix('valid_').replace('auc', 'AUC').replace('_', ' ')} {v:.4f}"
                              for k, v in row.items() if k.startswith("valid_auc"))
-            kept = "   <- kept" if row["epoch"] == self.log.best_epoch else ""
+            kept = "   <- kept" if row["epoch"] == self.results.best_epoch else ""
             self.say(f"  epoch {row['epoch']}: training loss {row['train_loss']:.4f}, validation loss "
                      f"{row['valid_loss']:.4f}, {aucs}{kept}")
         if not first: return pd.DataFrame()
@@ -585,7 +585,7 @@ class _Training:
         self.about = dict(
             format=FORMAT, log=self.data.name, schema=asdict(schema), split=self.cut, seed=self.seed,
             model=self.name, params=self.params, training=self.training | dict(patience=self.patience),
-            best_epoch=self.log.best_epoch, rates=self.rates, suspects=self.leaks,
+            best_epoch=self.results.best_epoch, rates=self.rates, suspects=self.leaks,
             rows=dict(read=cleaning.rows_in, kept=cleaning.rows_out) | sizes, versions=versions())
         return self.metrics
 
@@ -619,7 +619,7 @@ class _Training:
             write_whole(folder/"metrics.csv", self.metrics.to_csv().encode())
             write_whole(folder/"metrics.json",
                         as_json(self.metrics.reset_index().to_dict("records")).encode())
-            for name, content in pictures(self.log, self.weights).items(): write_whole(folder/name, content)
+            for name, content in pictures(self.results, self.weights).items(): write_whole(folder/name, content)
             write_whole(folder/"model_card.md", plain_text(self.card()).encode())
             write_record(folder, "run", self.about | dict(belongs=belongs), {})
         except Exception as e:
@@ -637,7 +637,8 @@ class _Training:
         settings = ", ".join(f"{k} {v}" for k, v in self.about["training"].items() if v is not None)
         files = "the losses of each epoch: curve.png"
         if self.weights: files += "; the weights that the model gives to each history: attention.png"
-        made = [f"trained with: {settings}; best epoch {self.log.best_epoch} of {len(self.log.frame)}", files]
+        epochs = len(self.results.frame)
+        made = [f"trained with: {settings}; best epoch {self.results.best_epoch} of {epochs}", files]
         title = f"Interest in {some(self.model.spec.scenarios).replace(chr(39), '')}"
         return model_card(self.model, table, seed=self.seed, title=title, data=plain_text(self.data.name),
                           batch=self.batches[2][:1], rows=[*_data_lines(self), *self.warned], made=made)
