@@ -619,7 +619,8 @@ class _Training:
             write_whole(folder/"metrics.csv", self.metrics.to_csv().encode())
             write_whole(folder/"metrics.json",
                         as_json(self.metrics.reset_index().to_dict("records")).encode())
-            for name, content in pictures(self.results, self.weights).items(): write_whole(folder/name, content)
+            for name, content in pictures(self.results, self.weights).items():
+                write_whole(folder/name, content)
             write_whole(folder/"model_card.md", plain_text(self.card()).encode())
             write_record(folder, "run", self.about | dict(belongs=belongs), {})
         except Exception as e:
