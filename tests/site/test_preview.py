@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from browsing import browser, sideways
+from shared import made_once
 
 from tools import notebooks, preview, site
 
@@ -14,8 +15,7 @@ FILES = ["index.html", "extractor.html", "fusion.html", "made/formulas.html"]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    out = tmp_path_factory.mktemp("preview")
-    written, missing = preview.build(NAMES, out)
+    out, (written, missing) = made_once(tmp_path_factory, "preview", lambda out: preview.build(NAMES, out))
     assert written == FILES
     return out, missing
 

@@ -18,6 +18,7 @@ import pypandoc
 import pytest
 import yaml
 from browsing import browser, sideways
+from shared import made_once
 
 from tools import badges, notebooks, preview, site
 
@@ -397,7 +398,8 @@ def bad_settings(settings, sources, folder):
 
 @pytest.fixture(scope="module")
 def proc(tmp_path_factory):
-    return preview.process(tmp_path_factory.mktemp("site")/"project")
+    _, place = made_once(tmp_path_factory, "site", lambda folder: str(preview.process(folder/"project")))
+    return Path(place)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browsing import browser
+from shared import made_once
 
 from tools import notebooks, preview, slides
 from tools.site import foreign_loads
@@ -20,9 +21,12 @@ each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     "The folder of the lectures, and what could not be drawn."
-    out = tmp_path_factory.mktemp("slides")/"_slides"
-    written, missing = slides.build(LESSONS, out)
-    assert [path.name for path in written] == [f"{path.stem}.html" for path in LESSONS]
+    def make(folder):
+        written, missing = slides.build(LESSONS, folder/"_slides")
+        return [path.name for path in written], missing
+    folder, (written, missing) = made_once(tmp_path_factory, "slides", make)
+    out = folder/"_slides"
+    assert written == [f"{path.stem}.html" for path in LESSONS]
     return out, missing
 
 
