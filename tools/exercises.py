@@ -130,6 +130,18 @@ def build(names=(), say=print, folder=FOLDER):
     if unknown: sys.exit(f"no exercise has the name {', '.join(sorted(unknown))}")
     _keep(folder/"release", folder/"kept", asked, say)
     nbgrader = NbGraderAPI(config=_nbgrader(folder))
+    with _programs(): _released(nbgrader, asked, say, folder)
+
+
+@contextlib.contextmanager
+def _programs(): # nbgrader starts alembic by its name, wherever this Python's programs are
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), path))
+    try: yield
+    finally: os.environ["PATH"] = path
+
+
+def _released(nbgrader, asked, say, folder):
     for exercise in asked:
         done = nbgrader.generate_assignment(exercise.name, force=True, create=True)
         problem = done.get("error") or done.get("log") or ""

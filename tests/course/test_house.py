@@ -78,6 +78,7 @@ def break_all(folder):
     return {*edits, *missing, "nbs/made/library.md"}, stale  # the page of the library lacks a module
 
 
+@pytest.mark.slow
 def test_what_is_out_of_step_is_named_and_a_fork_is_a_fork_after_one_export(copy):
     "The check names each thing that was changed by hand, no other; a new owner leaves the old one nowhere."
     broken, stale = break_all(copy)

@@ -25,6 +25,7 @@ def mall_demo(tmp_path_factory):
     return run("demo", "--quick", "--out", folder/"out", "--device", "cpu", cwd=folder), folder/"out"
 
 
+@pytest.mark.slow
 def test_mall_demo_says_what_it_promises(mall_demo):
     done, _ = mall_demo
     assert done.returncode == 0, done.stderr
@@ -38,6 +39,7 @@ def test_mall_demo_says_what_it_promises(mall_demo):
     assert sum(line.split()[:1] == ["10"] for line in lists.splitlines()) == 2, "two lists of ten"
 
 
+@pytest.mark.slow
 def test_mall_demo_writes_tables_pictures_and_a_model(mall_demo):
     _, out = mall_demo
     metrics = pd.read_csv(out/"metrics.csv")
@@ -51,6 +53,7 @@ def test_mall_demo_writes_tables_pictures_and_a_model(mall_demo):
     assert json.loads((out/"model"/"model.json").read_text())["params"]["fusion"] == "attention"
 
 
+@pytest.mark.slow
 def test_the_written_model_recommends(mall_demo):
     from multiscene_rec import model, preprocess, rank
     _, out = mall_demo
@@ -63,6 +66,7 @@ def test_the_written_model_recommends(mall_demo):
         log.events.item_id[log.events.user_id == user])
 
 
+@pytest.mark.slow
 def test_the_demo_keeps_no_data_of_users_and_is_replaced_whole(mall_demo):
     from multiscene_rec import storage
     _, out = mall_demo
@@ -128,6 +132,7 @@ def test_out_that_is_a_file_is_a_mistake(tmp_path):
     assert done.returncode == 2 and "taken" in done.stderr and (tmp_path/"taken").read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.coupons
 def test_coupon_demo(tmp_path):
     done = run("demo", "--data", "coupons", "--quick", "--out", tmp_path/"out", cwd=tmp_path)

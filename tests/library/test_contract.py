@@ -144,13 +144,14 @@ def test_a_sound_model_passes(rows):
     (OneColumn, "returns log odds of the right shape"),
     (Squeezed, r"did it squeeze\(\) without an axis"),
     (FirstRow, "depend on the order of the rows|depends on the other rows"),
-    (BatchStatistics, "depends on the other rows of the batch"),
+    pytest.param(BatchStatistics, "depends on the other rows of the batch", marks=pytest.mark.slow),
     (NanForNewcomers, "finite"),
     (Deaf, "all gradients are zero"),
     (Shut, "some part is not connected"),
-    (Restless, "ends with different weights"),
-    (Forgetful, "a fresh process could not load it: its scores differ|scores"),
-    (LooksInside, "goes through torch export"),
+    pytest.param(Restless, "ends with different weights", marks=pytest.mark.slow),
+    pytest.param(Forgetful, "a fresh process could not load it: its scores differ|scores",
+                 marks=pytest.mark.slow),
+    pytest.param(LooksInside, "goes through torch export", marks=pytest.mark.slow),
     (OtherExplanation, "explain gives different log-odds")])
 def test_a_broken_promise_is_named(kind, says, rows):
     with pytest.raises(AssertionError, match=f"(?s)^{kind.__name__}: .*({says})"):

@@ -281,6 +281,7 @@ def command_killed(commands, folder, times):
     assert weights("m") == new and not storage.work_folder(folder/"m").exists()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_leaves_the_old_run_or_the_new_one(commands, tmp_path):
     command_killed(commands, tmp_path, 6)
 

@@ -587,6 +587,7 @@ def test_ctrl_c_keeps_and_names_the_checkpoint_and_resume_ends_in_the_same_weigh
         tmp_path/"whole"/"model"/"model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
 def test_ctrl_c_while_overwriting_leaves_the_old_model_and_can_be_resumed(trained, place, tmp_path, capsys):
     folder = copy_of(trained, tmp_path/"m")
@@ -1403,9 +1404,8 @@ def readme_lines():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the lines are for a Unix shell")
-@pytest.mark.parametrize("size",
-    [("800", "20_000"), pytest.param(("40_000", "1_000_000"), marks=pytest.mark.slow)],
-                         ids=["small", "as written"])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [("800", "20_000"), ("40_000", "1_000_000")], ids=["small", "as written"])
 def test_the_readme_s_lines_work(size, tmp_path):
     blocks = readme_lines()
     assert len(blocks) == 3

@@ -78,6 +78,7 @@ def test_cleaning_keeps_the_types(tmp_path):
     assert all(set(c["metadata"]) == {"slideshow"} for c in cells[1])
 
 
+@pytest.mark.slow
 def test_jupyter_itself_makes_the_same_slides(tmp_path):
     path = notebooks.NBS/"_template.ipynb"
     run([sys.executable, "-m", "nbconvert", "--to", "slides", "--output-dir", str(tmp_path), str(path)])
